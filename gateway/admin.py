@@ -1,0 +1,64 @@
+"""The operator's side: whether the node lives, whether it is ready, and its metrics, over HTTP.
+
+Decides nothing: readiness and metrics are the caller's. Not for the internet; it has no authentication.
+"""
+
+from collections.abc import Callable
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+INDEX = """\
+socketio-mqtt-gateway
+/healthz  200 while the process answers
+/readyz   200 when devices can be served, 503 and the reasons when not
+/metrics  Prometheus or OpenMetrics text
+"""
+
+
+def registry() -> CollectorRegistry:
+    """A new registry that has the metrics of the process, the platform and the garbage collector."""
+    fresh = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=fresh)
+    return fresh
+
+
+def application(readiness: Callable[[], list[str]], registry: CollectorRegistry) -> web.Application:
+    """The routes; `readiness` returns why the node is not ready, nothing when it is."""
+
+    async def index(_: web.Request) -> web.Response:
+        return web.Response(text=INDEX)
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def readyz(_: web.Request) -> web.Response:
+        reasons = readiness()
+        return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+
+    async def metrics(request: web.Request) -> web.Response:
+        return _exposition(registry, request.headers.get("Accept", ""))
+
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get("/", index),
+            web.get("/healthz", healthz),
+            web.get("/readyz", readyz),
+            web.get("/metrics", metrics),
+        ]
+    )
+    return app
+
+
+def _exposition(registry: CollectorRegistry, accept: str) -> web.Response:
+    """The metrics in the format that the client prefers, and the plain one if it asks for nonsense."""
+    try:
+        encode, content_type = choose_encoder(accept)
+        body = encode(registry)
+    except (TypeError, ValueError):  # the library trusts the header
+        encode, content_type = choose_encoder("")
+        body = encode(registry)
+    return web.Response(body=body, headers={"Content-Type": content_type})

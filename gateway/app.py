@@ -1,0 +1,204 @@
+"""The gateway: wires everything, starts it, and stops it so that devices and sessions survive."""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import ssl
+from pathlib import Path
+
+import uvloop
+from aiohttp import web
+
+from gateway import __version__, admin, logs
+from gateway.addresses import BrokerUrl, Listen
+from gateway.auth import Authenticator, FileAuthenticator, OpenAuthenticator
+from gateway.catalog import Catalog
+from gateway.commands import CommandReader, Policy
+from gateway.config import Auth, Config, ConfigError
+from gateway.delivery import Limits
+from gateway.devices import Devices, LinkSettings, Surroundings
+from gateway.frontdoor import FrontDoor
+from gateway.metrics import Metrics
+from gateway.mqtt import Credentials
+from gateway.mqtt.link import Backoff
+from gateway.node import Node
+from gateway.rooms import RoomPolicy, Rooms
+from gateway.sockets import Socket, SocketOptions, SocketServer
+from gateway.topics import Topics
+
+log = logging.getLogger(__name__)
+
+
+class Gateway:
+    """One node. `start()` raises OSError when it cannot listen, ConfigError when a file is not usable."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._draining = False
+        self._listeners: dict[str, web.AppRunner] = {}
+        topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
+        registry = admin.registry()
+        metrics = Metrics(registry)
+        links = _link_settings(config)
+        rooms: Rooms[Socket] = Rooms()
+        self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), metrics)
+        self._sockets = SocketServer(self._door, _socket_options(config))
+        own = _credentials(config.mqtt.url)
+        self._node = Node(config.node, topics, links, own, rooms, lambda: len(self._devices))
+        around = Surroundings(
+            node=config.node,
+            topics=topics,
+            reader=CommandReader(topics, Catalog(), _policy(config), lambda: secrets.token_hex(8)),
+            limits=_limits(config),
+            links=links,
+            sockets=self._sockets,
+            node_link=self._node,
+            metrics=metrics,
+        )
+        self._devices = Devices(around, _authenticator(config.auth), own)
+        metrics.devices.set_function(lambda: len(self._devices))
+        self._door.serve(self._sockets, self._devices)
+        self._admin = admin.application(self._reasons, registry)
+
+    @property
+    def device_url(self) -> str:
+        """Where devices connect, once started; the path is the configured one."""
+        return self._url("devices")
+
+    @property
+    def admin_url(self) -> str:
+        """Where health and metrics are, once started."""
+        return self._url("admin")
+
+    async def start(self) -> None:
+        """Listen for devices and operators, and connect to the broker in the background."""
+        app = web.Application()
+        self._sockets.attach(app)
+        try:
+            await self._listen("devices", app, self._config.devices.listen)
+            await self._listen("admin", self._admin, self._config.admin.listen)
+        except OSError:
+            await self._stop_listening()
+            raise
+        self._node.open(self._sockets)
+        log.info(
+            "gateway started",
+            extra={
+                "node": self._config.node,
+                "version": __version__,
+                "devices": self.device_url,
+                "admin": self.admin_url,
+                "broker": str(self._config.mqtt.url),
+                "auth": self._config.auth.mode,
+            },
+        )
+
+    async def stop(self) -> None:
+        """Close the sockets, say so over MQTT, and leave the sessions in the broker's keeping."""
+        self._draining = True
+        await self._door.close()
+        await self._sockets.shutdown()
+        await self._devices.close()
+        await self._node.close()
+        await self._stop_listening()
+        log.info("gateway stopped")
+
+    def _reasons(self) -> list[str]:
+        """Why this node is not ready."""
+        return [
+            *(["draining"] if self._draining else []),
+            *([self._node.trouble] if self._node.trouble else []),
+        ]
+
+    async def _listen(self, name: str, app: web.Application, where: Listen) -> None:
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        self._listeners[name] = runner
+        await runner.setup()
+        await web.TCPSite(runner, where.host, where.port).start()
+
+    async def _stop_listening(self) -> None:
+        for runner in self._listeners.values():
+            await runner.cleanup()
+        self._listeners.clear()
+
+    def _url(self, name: str) -> str:
+        host, port = self._listeners[name].addresses[0][:2]
+        return f"http://{Listen(host, port)}"
+
+
+def run(config: Config) -> None:
+    """Run a node until SIGTERM or SIGINT. Raises OSError, ConfigError."""
+    logs.configure(config.log)
+    uvloop.run(_serve(config))
+
+
+async def _serve(config: Config) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    gateway = Gateway(config)
+    await gateway.start()
+    await stop.wait()
+    await gateway.stop()
+
+
+def _authenticator(auth: Auth) -> Authenticator | None:
+    match auth.mode:
+        case "open":
+            return OpenAuthenticator()
+        case "file":
+            pepper = os.environ.get(auth.pepper_env, "")
+            if not pepper:
+                raise ConfigError([f"auth.pepper_env: the environment variable {auth.pepper_env} is not set"])
+            try:
+                return FileAuthenticator.load(Path(auth.file), pepper.encode())
+            except ValueError as problem:
+                raise ConfigError([f"auth.file: {problem}"]) from None
+    return None
+
+
+def _link_settings(config: Config) -> LinkSettings:
+    mqtt = config.mqtt
+    return LinkSettings(
+        address=mqtt.url,
+        tls=ssl.create_default_context() if mqtt.url.tls else None,
+        backoff=Backoff(mqtt.reconnect_min_s, mqtt.reconnect_max_s),
+        connect_timeout_s=mqtt.connect_timeout_s,
+        keep_alive_s=mqtt.keep_alive_s,
+        session_s=mqtt.session_s,
+        receive_maximum=mqtt.receive_maximum,
+        will_delay_s=mqtt.will_delay_s,
+    )
+
+
+def _credentials(url: BrokerUrl) -> Credentials:
+    return Credentials(url.username, None if url.password is None else url.password.encode())
+
+
+def _socket_options(config: Config) -> SocketOptions:
+    devices = config.devices
+    return SocketOptions(
+        path=devices.path,
+        ping_interval_s=devices.ping_interval_s,
+        ping_timeout_s=devices.ping_timeout_s,
+        max_payload_bytes=devices.max_payload_bytes,
+        origins=devices.origins,
+    )
+
+
+def _policy(config: Config) -> Policy:
+    commands = config.commands
+    return Policy(commands.ack_timeout_s, commands.lifetime_s, commands.max_payload_bytes)
+
+
+def _limits(config: Config) -> Limits:
+    commands = config.commands
+    return Limits(
+        max_attempts=commands.max_attempts,
+        max_commands=commands.max_per_device,
+        max_questions=commands.max_questions_per_device,
+        reply_timeout_s=commands.reply_timeout_s,
+    )

@@ -1,0 +1,155 @@
+"""From MQTT messages to commands and replies: properties, limits, payloads. Pure.
+
+Never raises on what a service publishes: what is not acceptable becomes a command with a refusal, so that its
+sender is told.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from gateway.catalog import Args, Catalog, Event, ended_at
+from gateway.facts import Answer, Command, Replied
+from gateway.mqtt import Message
+from gateway.topics import BINARY_TYPE, MAX_NAME_BYTES, CommandTopic, ReplyTopic, Topics, is_id
+
+MAX_ACK_TIMEOUT_MS: Final = 3_600_000  # a command holds memory and an order until it is done
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context, 3.2
+_MALFORMED_EVENT: Final = "-"  # the topic level of an outcome whose event cannot be named
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """What a command gets that does not say otherwise, and its largest payload."""
+
+    ack_timeout_s: float = 10.0
+    lifetime_s: float = 3600.0
+    max_payload_bytes: int = 1_000_000
+
+
+class CommandReader:
+    """Turns the messages on a device's link into facts.
+
+    Args:
+        new_id: makes the id of a command that has none.
+    """
+
+    __slots__ = ("_catalog", "_new_id", "_policy", "_topics")
+
+    def __init__(self, topics: Topics, catalog: Catalog, policy: Policy, new_id: Callable[[], str]) -> None:
+        self._topics = topics
+        self._catalog = catalog
+        self._policy = policy
+        self._new_id = new_id
+
+    def read(
+        self, serial: str, message: Message, delivery: int | None, duplicate: bool, now: datetime
+    ) -> Command | Replied | str:
+        """Return the fact that a message on the link of `serial` is, or why a reply is unusable.
+
+        Args:
+            now: the time of day, for commands that say when they end.
+        """
+        match self._topics.parse(message.topic):
+            case ReplyTopic(id=id):
+                return _reply(id, message, delivery)
+            case CommandTopic(event=name, id=id):
+                bad_topic = None
+            case problem:
+                name, id, bad_topic = _MALFORMED_EVENT, None, f"topic: {problem}"
+        event = self._catalog[name]
+        args, payload, bad_payload = self._payload(event, message)
+        timeout_s, bad_timeout = self._ack_timeout_s(message)
+        named, bad_id = self._id(id, message)
+        answer, bad_answer = self._answer(self._topics.acks(serial, name, id), message)
+        return Command(
+            id=named,
+            event=event,
+            args=args,
+            answer=answer,
+            qos=message.qos,
+            lifetime_s=self._lifetime_s(message, payload, timeout_s, now),
+            ack_timeout_s=timeout_s,
+            delivery=delivery,
+            duplicate=duplicate,
+            refusal=bad_topic or bad_payload or bad_timeout or bad_id or bad_answer,
+        )
+
+    def _id(self, in_topic: str | None, message: Message) -> tuple[str, str | None]:
+        id = _property(message, "id") if in_topic is None else in_topic
+        if id is None:
+            return self._new_id(), None
+        if not is_id(id):
+            return self._new_id(), f"id: expected 1 to {MAX_NAME_BYTES} bytes without control characters"
+        return id, None
+
+    def _answer(self, acks: str, message: Message) -> tuple[Answer, str | None]:
+        traceparent = _property(message, "traceparent")
+        if traceparent is not None and not _TRACEPARENT.fullmatch(traceparent):
+            traceparent = None
+        topic, problem = message.response_topic, None
+        if topic is not None and not self._topics.response_allowed(topic):
+            topic, problem = None, "Response Topic is not allowed"
+        return Answer(acks if topic is None else topic, message.correlation, traceparent), problem
+
+    def _ack_timeout_s(self, message: Message) -> tuple[float, str | None]:
+        text = _property(message, "ack-timeout-ms")
+        if text is None:
+            return self._policy.ack_timeout_s, None
+        if text.isascii() and text.isdecimal() and len(text) <= 7 and 0 < int(text) <= MAX_ACK_TIMEOUT_MS:
+            return int(text) / 1000, None
+        return self._policy.ack_timeout_s, f"user property ack-timeout-ms: expected 1 to {MAX_ACK_TIMEOUT_MS}"
+
+    def _payload(self, event: Event, message: Message) -> tuple[Args, object, str | None]:
+        if len(message.payload) > self._policy.max_payload_bytes:
+            return (), None, f"payload: larger than {self._policy.max_payload_bytes} bytes"
+        if message.content_type == BINARY_TYPE:
+            if event.name in self._catalog:
+                return (), None, f"payload: {event.name} takes JSON, not {BINARY_TYPE}"
+            return (message.payload,), None, None
+        payload, problem = event.read_payload(message.payload)
+        if problem is not None:
+            return (), None, f"payload: {problem}"
+        return (msgspec.Raw(message.payload),) if message.payload else (), payload, None
+
+    def _lifetime_s(self, message: Message, payload: object, ack_timeout_s: float, now: datetime) -> float:
+        """DESIGN, section 4: Message Expiry, else `ended_at`, else the default; QoS 0 lives one ack timeout."""
+        if message.qos == 0:
+            return ack_timeout_s
+        if message.expiry_s is not None:
+            return float(message.expiry_s)
+        ends = ended_at(payload)
+        return self._policy.lifetime_s if ends is None else (ends - now).total_seconds()
+
+
+def _reply(id: str, message: Message, delivery: int | None) -> Replied | str:
+    args, problem = read_args(message)
+    return f"reply: {problem}" if problem else Replied(id, args, delivery)
+
+
+def read_args(message: Message) -> tuple[Args, str | None]:
+    """Return a message's payload as event arguments, its JSON untouched, or what is wrong with it.
+
+    The inverse of `encode_args`: with the user property `args` the payload is a JSON array of the arguments.
+    """
+    payload = message.payload
+    if message.content_type == BINARY_TYPE:
+        return (payload,), None
+    if not payload:
+        return (), None
+    try:
+        payload.decode()
+        if _property(message, "args") is not None:
+            return tuple(msgspec.json.decode(payload, type=list[msgspec.Raw])), None
+        return (msgspec.json.decode(payload, type=msgspec.Raw).copy(),), None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+        return (), str(problem)
+
+
+def _property(message: Message, name: str) -> str | None:
+    for key, value in message.user_properties:
+        if key == name:
+            return value
+    return None

@@ -1,0 +1,343 @@
+"""The settings: one frozen tree from TOML and the environment, with every problem found in one pass.
+
+Decides which settings are valid and their defaults; whether a host answers or a file exists, their users do.
+"""
+
+import difflib
+import json
+import re
+import socket
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+
+from msgspec import UNSET, Meta, Struct, convert, field, structs
+
+from gateway.addresses import BrokerUrl, Listen
+
+FLAGS: Final = {  # which flag of the command line overrides which setting
+    "node": "--node",
+    "devices.listen": "--listen",
+    "admin.listen": "--admin",
+    "mqtt.url": "--mqtt",
+    "auth.mode": "--auth",
+    "auth.file": "--auth",
+    "log.format": "--log-format",
+}
+
+
+def _about(description: str) -> Meta:
+    return Meta(description=description)
+
+
+def _whole(least: int, most: int) -> Meta:
+    return Meta(ge=least, le=most, extra={"expected": f"a whole number from {least} to {most}"})
+
+
+def _text(expected: str, pattern: str) -> Meta:
+    return Meta(pattern=rf"^(?:{pattern})\Z", max_length=256, extra={"expected": expected})
+
+
+_LEVEL: Final = r"[^+#/\s\x00-\x1f\x7f]+"  # one topic level that needs no quoting anywhere
+
+Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max, extra={"expected": "a number > 0"})]
+Count = Annotated[int, _whole(1, 1_000_000)]
+UInt16 = Annotated[int, _whole(1, 65_535)]
+WillDelay = Annotated[int, _whole(0, 86_400)]
+SessionExpiry = Annotated[int, _whole(1, 4_294_967_294)]  # one more is for ever [MQTT 5.0, 3.1.2.11.2]
+Bytes = Annotated[int, _whole(1024, 268_435_455)]  # the largest Remaining Length [MQTT 5.0, 2.1.4]
+NodeName = Annotated[str, _text("1 to 64 of A-Z a-z 0-9 . _ -", "[A-Za-z0-9._-]{1,64}")]
+UrlPath = Annotated[str, _text("a path such as /socket/socket.io", r"(/[^/?#\s]+)+")]
+Origin = Annotated[str, _text("an origin such as https://a.example, or *", r"\*|null|[a-z][\w+.-]*://[^/\s]+")]
+Variable = Annotated[str, _text("the name of an environment variable", "[A-Za-z_][A-Za-z0-9_]*")]
+RoomPattern = Annotated[str, _text("a room name, or a pattern with at most two *", r"(?=.)[^*]*(\*[^*]*){0,2}")]
+Filter = Annotated[str, _text("a filter such as inbox/#", rf"#|({_LEVEL}|\+)(/({_LEVEL}|\+))*(/#)?")]
+TopicPrefix = Annotated[str, _text("levels such as gw/v1, no + # or blanks", rf"(?!\$){_LEVEL}(/{_LEVEL})*")]
+
+
+class ConfigError(Exception):
+    """The settings cannot be used; `problems` says why, one line each, without any password."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Devices(Struct, frozen=True, forbid_unknown_fields=True):
+    """The device side: the socket.io server."""
+
+    listen: Annotated[Listen, _about("Where devices connect")] = Listen("0.0.0.0", 8080)  # noqa: S104
+    path: Annotated[UrlPath, _about("URL path of socket.io")] = "/socket/socket.io"
+    origins: Annotated[tuple[Origin, ...], _about("Origins of other web pages that may connect")] = ()
+    ping_interval_s: Annotated[Seconds, _about("Time between heartbeats")] = 25.0
+    ping_timeout_s: Annotated[Seconds, _about("How late a heartbeat may be")] = 20.0
+    max_payload_bytes: Annotated[Bytes, _about("The largest message taken from a device")] = 1_000_000
+    auth_timeout_s: Annotated[Seconds, _about("Time that an authentication may take")] = 30.0
+
+
+class Admin(Struct, frozen=True, forbid_unknown_fields=True):
+    """The operator's side: health and metrics."""
+
+    listen: Annotated[Listen, _about("Where /healthz, /readyz and /metrics are")] = Listen("127.0.0.1", 9464)
+
+
+class Mqtt(Struct, frozen=True, forbid_unknown_fields=True):
+    """The broker, and the sessions that stand for devices there."""
+
+    url: Annotated[BrokerUrl, _about("The MQTT 5 broker")] = BrokerUrl(host="127.0.0.1", port=1883)
+    prefix: Annotated[TopicPrefix, _about("Where every topic of the gateway begins")] = "gw/v1"
+    keep_alive_s: Annotated[UInt16, _about("Keep-alive of each link")] = 60
+    session_s: Annotated[SessionExpiry, _about("How long the session of an absent device is kept")] = 86_400
+    receive_maximum: Annotated[UInt16, _about("QoS 1 commands of a device that are in flight")] = 128
+    will_delay_s: Annotated[WillDelay, _about("How long the broker waits before it says offline")] = 5
+    connect_timeout_s: Annotated[Seconds, _about("Time for one attempt to connect")] = 10.0
+    reconnect_min_s: Annotated[Seconds, _about("The first pause before a reconnect")] = 0.5
+    reconnect_max_s: Annotated[Seconds, _about("The longest pause before a reconnect")] = 30.0
+    response_topics: Annotated[tuple[Filter, ...], _about("Response Topics, under prefix")] = ("inbox/#",)
+
+
+class Auth(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who checks the key of a device: nobody (`open`, for a laboratory), a file, or the broker."""
+
+    mode: Annotated[Literal["open", "file", "broker"], _about("Who checks the key of a device")] = "broker"
+    file: Annotated[str, _about("The keys, for mode file; see gateway devices add --help")] = ""
+    pepper_env: Annotated[Variable, _about("What holds the secret of the hashes")] = "GATEWAY_PEPPER"
+
+
+class Commands(Struct, frozen=True, forbid_unknown_fields=True):
+    """Commands to devices, and the questions that devices ask."""
+
+    ack_timeout_s: Annotated[Seconds, _about("Time that a device has to ack")] = 10.0
+    lifetime_s: Annotated[Seconds, _about("Lifetime of a QoS 1 command that names none")] = 3600.0
+    max_attempts: Annotated[Count, _about("How often a QoS 1 command is emitted at most")] = 3
+    max_per_device: Annotated[Count, _about("Commands held for one device; more are rejected")] = 256
+    max_payload_bytes: Annotated[Bytes, _about("The largest command; larger ones are rejected")] = 1_000_000
+    reply_timeout_s: Annotated[Seconds, _about("Time that a service has to reply to a device")] = 30.0
+    max_questions_per_device: Annotated[Count, _about("Questions of one device that wait for a reply")] = 64
+
+
+class RoomRule(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may join the rooms whose name matches: `*` is anything, `{serial}` a device's serial."""
+
+    match: RoomPattern
+    allow: Literal["device", "self", "anyone", "nobody"]
+
+
+class Rooms(Struct, frozen=True, forbid_unknown_fields=True):
+    """The policy of rooms."""
+
+    rules: Annotated[
+        tuple[RoomRule, ...], _about("Who may join a room: the first match decides, without one nobody may")
+    ] = (RoomRule("{serial}", "self"), RoomRule("bp_student_*", "device"))
+
+
+class Log(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is logged to stderr."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], _about("The least to log")] = "info"
+    format: Annotated[Literal["human", "json"], _about("For people or for machines")] = "human"
+
+
+def _node_of_host() -> str:
+    return "gw-" + re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:61]
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """Every setting of one node; the sections are those of the file."""
+
+    node: Annotated[NodeName, _about("A name that no other node has")] = field(default_factory=_node_of_host)
+    devices: Devices = Devices()
+    admin: Admin = Admin()
+    mqtt: Mqtt = Mqtt()
+    auth: Auth = Auth()
+    commands: Commands = Commands()
+    rooms: Rooms = Rooms()
+    log: Log = Log()
+
+
+def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:
+    """Read the file; the environment overrides it, and `overrides`, by path such as `mqtt.url`, both.
+
+    Raises ConfigError with every problem there is.
+    """
+    try:
+        table = tomllib.loads(path.read_text("utf-8")) if path else {}
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, nested beyond reason
+        raise ConfigError([f"{path}: {error}"]) from None
+    return resolve(table, environ, overrides)
+
+
+def resolve(table: Mapping[str, Any], environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:
+    """Like `load`, with the content of the file as tomllib returns it."""
+    variables = {path: name for path in _settings() if (name := _variable(path)) in environ}
+    values = {path: environ[name] for path, name in variables.items()} | dict(overrides)
+    labels = {path: f"environment {name}" for path, name in variables.items()}
+    reading = _Reading(labels | {path: FLAGS.get(path, path) for path in overrides})
+    config: Config = reading.struct(Config, _merged(table, values), "")
+    for path, other, text in _conflicts(config):
+        if not {path, other} & reading.problems.keys():
+            reading.problem(path, text)
+    if reading.problems:
+        raise ConfigError(list(reading.problems.values()))
+    return config
+
+
+def unknown_variables(environ: Mapping[str, str], pepper_env: str = "GATEWAY_PEPPER") -> list[str]:
+    """Warn of each GATEWAY_… variable that is no setting: a slip, or what Kubernetes injects."""
+    known = {_variable(path) for path in _settings()}
+    return [
+        f"environment {name}: not a setting, ignored{_suggestion(name, known)}"
+        for name in sorted(environ.keys() - known - {pepper_env})
+        if name.startswith("GATEWAY_") and not name.startswith("GATEWAY_TEST_")
+    ]
+
+
+def example() -> str:
+    """Every setting with its default and what it means: a TOML file that loads to the defaults."""
+    lines = ["# Every setting and its default. In the environment, [mqtt] url is GATEWAY_MQTT_URL."]
+    for path, annotation in _settings().items():
+        section, _, key = path.rpartition(".")
+        if section and f"[{section}]" not in lines:
+            lines += ["", f"[{section}]"]
+        lines.append(f"# {get_args(annotation)[-1].description}: {_expected(annotation)}.")
+        value = _toml(attrgetter(path)(Config()))
+        lines.append(f"{key} = {value}" if section else '# node = "gw-1"  # gw- and the name of the host')
+    return "\n".join(lines) + "\n"
+
+
+class _Reading:
+    """One walk over what was given; keeps one problem for each path."""
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self.labels = labels  # by path: where a value came from that is not the file's
+        self.problems: dict[str, str] = {}
+
+    def problem(self, path: str, text: str) -> Any:
+        """Note it, and return what stands for a value that is missing."""
+        setting, bracket, index = path.partition("[")
+        self.problems[path] = f"{self.labels.get(setting, setting)}{bracket}{index}: {text}"
+        return UNSET
+
+    def struct(self, cls: Any, table: object, path: str) -> Any:
+        if not isinstance(table, dict):
+            return self.problem(path, f"expected {_expected(cls)}, got {_shown(table)}")
+        known = {field.name: field for field in structs.fields(cls)}
+        values = {}
+        for key, given in table.items():
+            name = key if re.fullmatch("[A-Za-z0-9_-]+", key) else _shown(key)
+            at = f"{path}.{name}" if path else name
+            if key in known:
+                values[key] = self.value(known[key].type, given, at)
+            else:
+                self.problem(at, f"unknown key{_suggestion(key, known)}")
+        for key in [key for key in known if known[key].required and key not in table]:
+            self.problem(f"{path}.{key}", f"missing, expected {_expected(known[key].type)}")
+        try:
+            return cls(**{key: value for key, value in values.items() if value is not UNSET})
+        except TypeError:  # a required key has no value, and a problem by now
+            return UNSET
+
+    def value(self, annotation: Any, given: object, path: str) -> Any:
+        plain = _plain(annotation)
+        try:
+            if plain in (Listen, BrokerUrl):
+                return given if isinstance(given, plain) else plain.parse(convert(given, str))
+            if isinstance(plain, type) and issubclass(plain, Struct):
+                return self.struct(plain, given, path)
+            if get_origin(plain) is not tuple:
+                return convert(given, annotation)
+            items = convert(given, list[Any])
+        except ValueError:
+            got = "" if plain is BrokerUrl else f", got {_shown(given)}"  # a URL may hold a password
+            return self.problem(path, f"expected {_expected(annotation)}{got}")
+        values = [self.value(get_args(plain)[0], item, f"{path}[{n}]") for n, item in enumerate(items)]
+        return tuple(value for value in values if value is not UNSET)
+
+
+def _conflicts(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Settings that are good each but not together: path, the other path, and the problem of the first."""
+    if config.auth.mode == "file" and not config.auth.file:
+        yield "auth.file", "auth.mode", 'missing, expected the path of the keys because auth.mode is "file"'
+    if config.mqtt.reconnect_max_s < (least := config.mqtt.reconnect_min_s):
+        text = f"expected at least mqtt.reconnect_min_s, {least}, got {config.mqtt.reconnect_max_s}"
+        yield "mqtt.reconnect_max_s", "mqtt.reconnect_min_s", text
+
+
+def _settings() -> dict[str, Any]:
+    """The annotation of every setting, by path."""
+    found: dict[str, Any] = {}
+    for top in structs.fields(Config):
+        leaves = () if get_origin(top.type) is Annotated else structs.fields(top.type)
+        found |= {f"{top.name}.{leaf.name}": leaf.type for leaf in leaves} or {top.name: top.type}
+    return found
+
+
+def _variable(path: str) -> str:
+    return "GATEWAY_" + path.replace(".", "_").upper()
+
+
+def _merged(table: Mapping[str, Any], values: Mapping[str, object]) -> dict[str, Any]:
+    """A copy of the table with each value at its path; texts become the type that the setting has."""
+    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in table.items()}
+    for path, value in values.items():
+        section, _, key = path.rpartition(".")
+        target = merged.setdefault(section, {}) if section else merged
+        if isinstance(target, dict):  # otherwise the section itself is a problem
+            target[key] = _from_text(_settings().get(path), value) if isinstance(value, str) else value
+    return merged
+
+
+def _from_text(annotation: Any, text: str) -> object:
+    """Read numbers and lists as TOML does; a list may be items between commas. What is neither stays text."""
+    plain = _plain(annotation)
+    if get_origin(plain) is tuple and not text.startswith("["):
+        return [item.strip() for item in text.split(",") if item.strip()]
+    if plain not in (int, float) and get_origin(plain) is not tuple:
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
+
+
+def _plain(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _expected(annotation: Any) -> str:
+    for meta in getattr(annotation, "__metadata__", ()):
+        if meta.extra:
+            return str(meta.extra["expected"])
+    plain = _plain(annotation)
+    if get_origin(plain) is Literal:
+        return " or ".join(map(_toml, get_args(plain)))
+    if get_origin(plain) is tuple:
+        return f"a list, each {_expected(get_args(plain)[0])}"
+    return getattr(plain, "expected", "a table" if issubclass(plain, Struct) else "text")
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known, 1, 0.8)
+    return f', did you mean "{close[0]}"?' if close else ""
+
+
+def _shown(value: object) -> str:
+    """A value for a person: on one line, and short."""
+    text = "a table" if isinstance(value, dict) else "a list" if isinstance(value, list) else _toml(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def _toml(value: object) -> str:
+    """A value as TOML writes it, on one line."""
+    if isinstance(value, RoomRule):
+        return f"{{ match = {_toml(value.match)}, allow = {_toml(value.allow)} }}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return hex(value)  # Python refuses very long decimals
+    return json.dumps(value, default=str, ensure_ascii=not str(value).isprintable())

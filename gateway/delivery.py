@@ -1,0 +1,377 @@
+"""Deliveries: what becomes of a device's commands. Pure; time is an argument.
+
+It decides the order of emission, repetition, timeouts and outcomes (DESIGN, section 4), and when a command may be
+PUBACKed: once the broker has its outcome, or, for an event that must not repeat, just before it is emitted.
+"""
+
+import enum
+import heapq
+from collections import OrderedDict
+from typing import Any, Final
+
+import msgspec
+
+from gateway import facts as f
+from gateway.catalog import Args
+from gateway.mqtt import Message
+from gateway.topics import JSON_TYPE, Outcome
+
+REMEMBERED: Final = 64  # outcomes and late emissions per device: what a broker may redeliver, a device ack late
+MAX_ERROR_CHARS: Final = 500  # a validation error may quote the peer
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one device may hold; times in seconds."""
+
+    max_attempts: int = 3
+    max_commands: int = 256
+    max_questions: int = 64
+    reply_timeout_s: float = 30.0
+
+
+class _State(enum.Enum):
+    WAITING = enum.auto()
+    EMITTED = enum.auto()
+    DONE = enum.auto()
+
+
+class _Job:
+    """A command on its way to its final outcome."""
+
+    __slots__ = (
+        "attempts", "command", "delivery", "emit_ids", "expires_at", "order", "since", "state", "told", "wake_at",
+    )  # fmt: skip
+
+    def __init__(self, command: f.Command, order: int, now: float) -> None:
+        self.command = command
+        self.order = order
+        self.delivery = command.delivery  # None once it was PUBACKed or the broker forgot it
+        self.since = now
+        self.expires_at = now + command.lifetime_s
+        self.wake_at: float | None = None
+        self.state = _State.WAITING
+        self.attempts = 0
+        self.emit_ids: list[int] = []  # on the current socket; the device may ack any of them
+        self.told = False  # `queued` was published
+
+    @property
+    def at_most_once(self) -> bool:
+        return self.command.qos == 0 or self.command.event.at_most_once
+
+
+class Deliveries:
+    """The open commands of one device; effects are appended to the list given, to be carried out in order."""
+
+    __slots__ = (
+        "_answered", "_effects", "_emitted", "_late", "_limits", "_link_open", "_next_emit", "_next_order",
+        "_next_token", "_node", "_open", "_publishing", "_queue", "_serial", "_socket", "_timers", "_unsettled",
+    )  # fmt: skip
+
+    def __init__(self, serial: str, node: str, limits: Limits, effects: list[f.Effect]) -> None:
+        self._serial = serial
+        self._node = node
+        self._limits = limits
+        self._effects = effects
+        self._socket: int | None = None
+        self._link_open = False
+        self._open = 0  # commands without a final outcome
+        self._queue: dict[int, _Job] = {}  # order → waiting command, in the order of emission
+        self._emitted: dict[int, _Job] = {}  # emit id → command; one that was emitted twice is there twice
+        self._unsettled: dict[int, _Job | None] = {}  # deliveries without PUBACK, in the order of receipt
+        self._publishing: dict[int, int] = {}  # token → the delivery that its outcome settles
+        self._timers: list[tuple[float, int, _Job]] = []  # heap; stale where the time is not the job's wake_at
+        self._answered: OrderedDict[str, Message] = OrderedDict()  # id → final outcome of a QoS 1 command
+        self._late: OrderedDict[int, _Job] = OrderedDict()  # emit id → command that timed out
+        self._next_emit = self._next_order = self._next_token = 0
+
+    def __len__(self) -> int:
+        """How many commands have no final outcome yet."""
+        return self._open
+
+    @property
+    def deadline(self) -> float | None:
+        """When `tick` is due; None when no command waits for time."""
+        timers = self._timers
+        while timers and timers[0][0] != timers[0][2].wake_at:
+            heapq.heappop(timers)
+        return timers[0][0] if timers else None
+
+    def command(self, command: f.Command, now: float) -> None:
+        """Take a command: emit it, hold it, or answer it at once."""
+        if command.duplicate and command.delivery is not None and self._known(command.id, command.delivery):
+            return
+        self._next_order += 1
+        job = _Job(command, self._next_order, now)
+        self._open += 1
+        if job.delivery is not None:
+            self._unsettled[job.delivery] = job
+        if command.refusal is not None:
+            self._finish(job, now, "rejected", error=command.refusal)
+        elif self._open > self._limits.max_commands:
+            self._finish(job, now, "rejected", error=f"queue full: {self._limits.max_commands} commands are open")
+        elif command.lifetime_s <= 0:
+            self._finish(job, now, "expired", error="it had ended before it came")
+        elif self._socket is None and command.qos == 0:
+            self._finish(job, now, "offline")
+        else:
+            self._queue[job.order] = job
+            self._pump(now)
+            self._tell_queued(job, now)
+
+    def _known(self, id: str, delivery: int) -> bool:
+        """Take a redelivery of a command that is open or answered: it is settled with it, and not emitted for it."""
+        answered = self._answered.get(id)
+        if answered is not None:
+            self._unsettled[delivery] = None
+            self._publish(answered, delivery)
+            return True
+        for job in (*self._emitted.values(), *self._queue.values()):
+            if job.command.id == id:
+                self._unsettled.pop(job.delivery or 0, None)
+                self._unsettled[delivery] = job
+                job.delivery = delivery
+                return True
+        return False
+
+    def acked(self, emit_id: int, args: Args, now: float) -> None:
+        """The current socket acked an emission."""
+        job = self._emitted.get(emit_id)
+        late = self._late.pop(emit_id, None) if job is None else None
+        if job is not None:
+            data, problem = job.command.event.read_ack(args)
+            self._finish(job, now, "nacked" if problem else "acked", data, problem)
+            self._pump(now)
+        elif late is not None:
+            data, problem = late.command.event.read_ack(args)
+            self._answer(late, self._outcome(late, now, "nacked" if problem else "acked", data, problem, late=True))
+        else:
+            self._effects.append(f.Ignore("unknown_ack"))
+
+    def published(self, token: int, now: float) -> None:
+        """The broker has an outcome: its command need not be delivered again."""
+        delivery = self._publishing.pop(token, None)
+        if delivery is not None:
+            self._settle(delivery)
+            self._pump(now)
+
+    def tick(self, now: float) -> None:
+        """Time out and expire what is due."""
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            wake_at, _, job = heapq.heappop(timers)
+            if wake_at != job.wake_at:
+                continue
+            if job.state is _State.EMITTED:
+                self._time_out(job, now)
+            else:
+                self._expire(job, now)
+        self._pump(now)
+
+    def attach(self, socket: int, now: float) -> None:
+        """Emit to this socket from now on, beginning with what waited."""
+        self._socket = socket
+        self._pump(now)
+
+    def detach(self, now: float) -> None:
+        """The socket is gone: take back what it had, to be emitted again or never."""
+        self._socket = None
+        self._late.clear()
+        taken = sorted({job.order: job for job in self._emitted.values()}.items())
+        self._emitted.clear()
+        again = {}
+        for order, job in taken:
+            job.emit_ids.clear()
+            if job.at_most_once:
+                self._finish(job, now, "lost", error="the connection closed before the ack")
+            elif job.attempts >= self._limits.max_attempts:
+                self._finish(job, now, "timeout", error="the connection closed before the ack, attempts used up")
+            else:
+                job.state = _State.WAITING
+                again[order] = job
+        self._queue = {**again, **self._queue}  # what was emitted came before what still waits
+        for job in tuple(self._queue.values()):
+            if job.command.qos == 0:
+                self._finish(job, now, "offline")
+            else:
+                self._tell_queued(job, now)
+
+    def link_opened(self, resumed: bool, now: float) -> None:
+        """The link is up; unless resumed, the broker has forgotten every delivery."""
+        self._link_open = True
+        if not resumed:
+            for job in self._unsettled.values():
+                if job is not None:
+                    job.delivery = None
+            self._unsettled.clear()
+            self._publishing.clear()
+        self._pump(now)
+
+    def link_lost(self) -> None:
+        """The link is down for now: no PUBACK can leave."""
+        self._link_open = False
+
+    def give_up(self, now: float) -> None:
+        """The device moved: its new owner answers what the broker delivers again, we answer for the rest."""
+        self._socket = None
+        self._link_open = False
+        jobs = {job.order: job for job in (*self._emitted.values(), *self._queue.values())}
+        for _, job in sorted(jobs.items()):
+            if job.delivery is None:
+                status = "lost" if job.attempts or job.command.qos else "offline"
+                self._finish(job, now, status, error="the device moved to another node")
+        self._open = 0
+        for container in (
+            self._emitted,
+            self._queue,
+            self._unsettled,
+            self._publishing,
+            self._late,
+            self._timers,
+        ):
+            container.clear()
+
+    def _pump(self, now: float) -> None:
+        """Emit what may be emitted, in order; the first that must wait holds up the rest."""
+        queue = self._queue
+        while queue and self._socket is not None:
+            job = next(iter(queue.values()))
+            if job.expires_at <= now:
+                self._expire(job, now)
+            elif self._may_emit(job):
+                del queue[job.order]
+                self._emit(job, self._socket, now)
+            else:
+                break
+
+    def _may_emit(self, job: _Job) -> bool:
+        """Whether a command may be emitted now; settles one that must never be delivered again."""
+        delivery = job.delivery
+        if delivery is None or not job.at_most_once:
+            return True
+        # [MQTT-4.6.0-2] PUBACKs go in the order of receipt, so every earlier one must have gone.
+        if not self._link_open or next(iter(self._unsettled)) != delivery:
+            return False
+        self._settle(delivery)
+        return True
+
+    def _emit(self, job: _Job, socket: int, now: float) -> None:
+        self._next_emit += 1
+        job.state = _State.EMITTED
+        job.attempts += 1
+        job.emit_ids.append(self._next_emit)
+        self._emitted[self._next_emit] = job
+        self._wake(job, now + job.command.ack_timeout_s)
+        self._effects.append(f.Emit(socket, job.command.event.name, job.command.args, self._next_emit))
+
+    def _time_out(self, job: _Job, now: float) -> None:
+        repeatable = not job.at_most_once and job.attempts < self._limits.max_attempts and job.expires_at > now
+        if repeatable and self._socket is not None:
+            self._emit(job, self._socket, now)
+            return
+        for emit_id in job.emit_ids:
+            self._late[emit_id] = job
+        while len(self._late) > REMEMBERED:
+            self._late.popitem(last=False)
+        self._finish(job, now, "timeout", error=f"no ack within {job.command.ack_timeout_s:g} s")
+
+    def _expire(self, job: _Job, now: float) -> None:
+        if job.attempts:
+            self._finish(job, now, "timeout", error="emitted, but its lifetime ended before an ack")
+        else:
+            self._finish(job, now, "expired")
+
+    def _tell_queued(self, job: _Job, now: float) -> None:
+        """See that a command that has to wait expires in time, and tell its sender once."""
+        if job.state is not _State.WAITING:
+            return
+        if job.wake_at != job.expires_at:
+            self._wake(job, job.expires_at)
+        if not job.told:
+            job.told = True
+            self._answer(job, self._outcome(job, now, "queued", final=False))
+
+    def _wake(self, job: _Job, at: float) -> None:
+        job.wake_at = at
+        heapq.heappush(self._timers, (at, job.order, job))
+        if len(self._timers) > 2 * self._open + REMEMBERED:  # mostly stale: drop the finished, keep it bounded
+            self._timers = [timer for timer in self._timers if timer[0] == timer[2].wake_at]
+            heapq.heapify(self._timers)
+
+    def _finish(self, job: _Job, now: float, status: str, data: Any = None, error: str | None = None) -> None:
+        job.state = _State.DONE
+        job.wake_at = None
+        self._queue.pop(job.order, None)
+        for emit_id in job.emit_ids:
+            self._emitted.pop(emit_id, None)
+        self._open -= 1
+        message = self._answer(job, self._outcome(job, now, status, data, error), settles=job.delivery)
+        if job.command.qos:
+            self._answered[job.command.id] = message
+            if len(self._answered) > REMEMBERED:
+                self._answered.popitem(last=False)
+
+    def _outcome(
+        self,
+        job: _Job,
+        now: float,
+        status: str,
+        data: Any = None,
+        error: str | None = None,
+        *,
+        final: bool = True,
+        late: bool = False,
+    ) -> Outcome:
+        return Outcome(
+            id=job.command.id,
+            serial=self._serial,
+            event=job.command.event.name,
+            status=status,
+            final=final,
+            data=data,
+            error=error and error[:MAX_ERROR_CHARS],
+            attempts=job.attempts,
+            maybe_delivered=job.attempts > 0,
+            latency_ms=round((now - job.since) * 1000, 3),
+            node=self._node,
+            late=late,
+        )
+
+    def _answer(self, job: _Job, outcome: Outcome, settles: int | None = None) -> Message:
+        """Publish an outcome; when the broker has it, the delivery is settled."""
+        answer = job.command.answer
+        properties = [("id", outcome.id), ("status", outcome.status)]
+        if answer.traceparent is not None:
+            properties.append(("traceparent", answer.traceparent))
+        message = Message(
+            topic=answer.topic,
+            payload=_encode(outcome),
+            qos=1,
+            content_type=JSON_TYPE,
+            correlation=answer.correlation,
+            user_properties=tuple(properties),
+        )
+        self._publish(message, settles, outcome)
+        return message
+
+    def _publish(self, message: Message, settles: int | None, outcome: Outcome | None = None) -> None:
+        token = None
+        if settles is not None:
+            self._next_token += 1
+            token = self._next_token
+            self._publishing[token] = settles
+        self._effects.append(f.Publish(message, token, outcome=outcome))
+
+    def _settle(self, delivery: int) -> None:
+        job = self._unsettled.pop(delivery, None)
+        if job is not None:
+            job.delivery = None
+        self._effects.append(f.Puback(delivery))
+
+
+def _encode(outcome: Outcome) -> bytes:
+    try:
+        return msgspec.json.encode(outcome)
+    except (UnicodeEncodeError, RecursionError):  # half a surrogate pair or absurd nesting in a device's ack
+        return msgspec.json.encode(
+            msgspec.structs.replace(outcome, data=None, error="the ack cannot be written as JSON")
+        )

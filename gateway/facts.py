@@ -1,0 +1,170 @@
+"""What happens to a DeviceSession (facts) and what it wants done (effects). Pure data.
+
+A `socket` is a number that names one Socket.IO connection of this process, a `delivery` one inbound
+QoS 1 message of the link, a `token` one outbound message whose PUBACK somebody waits for.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from gateway.catalog import Args, Event
+from gateway.mqtt import Message
+from gateway.topics import Client, Outcome
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Where a command's outcomes go and what they carry back."""
+
+    topic: str
+    correlation: bytes | None = None
+    traceparent: str | None = None
+
+
+class Command(msgspec.Struct, frozen=True):
+    """A service published a command; `refusal` is set when it can only be rejected.
+
+    `lifetime_s` counts from now; `duplicate` says that the broker has delivered it before.
+    """
+
+    id: str
+    event: Event
+    args: Args
+    answer: Answer
+    qos: int
+    lifetime_s: float
+    ack_timeout_s: float
+    delivery: int | None = None
+    duplicate: bool = False
+    refusal: str | None = None
+
+
+class Replied(msgspec.Struct, frozen=True):
+    """A service answered the question `id`; the arguments become the device's ack."""
+
+    id: str
+    args: Args
+    delivery: int | None = None
+
+
+class Attached(msgspec.Struct, frozen=True):
+    """An authenticated socket is now the device; `at` is RFC 3339."""
+
+    socket: int
+    client: Client
+    at: str
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """A socket is gone; `reason` is a close reason, `at` is RFC 3339."""
+
+    socket: int
+    reason: str
+    at: str
+
+
+class Acked(msgspec.Struct, frozen=True):
+    """A device acked the emission `emit_id`."""
+
+    socket: int
+    emit_id: int
+    args: Args
+
+
+class Emitted(msgspec.Struct, frozen=True):
+    """A device emitted an event; with `ack_id` it waits for a reply."""
+
+    socket: int
+    event: str
+    args: Args
+    ack_id: int | None = None
+
+
+class LinkOpened(msgspec.Struct, frozen=True):
+    """The broker accepted the link; `resumed` when it still had the session."""
+
+    resumed: bool
+
+
+class LinkLost(msgspec.Struct, frozen=True):
+    """The link is down for now."""
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """The session was taken over: another node owns the device."""
+
+
+class Published(msgspec.Struct, frozen=True):
+    """The broker has the message `token` (or refused it for good)."""
+
+    token: int
+
+
+class Ticked(msgspec.Struct, frozen=True):
+    """The deadline was reached."""
+
+
+Fact = Command | Replied | Attached | Lost | Acked | Emitted | LinkOpened | LinkLost | Moved | Published | Ticked
+
+
+class Emit(msgspec.Struct, frozen=True):
+    """Emit an event to the socket and ask for the ack `emit_id`."""
+
+    socket: int
+    event: str
+    args: Args
+    emit_id: int
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """Answer the device's own event."""
+
+    socket: int
+    ack_id: int
+    args: Args
+
+
+class Publish(msgspec.Struct, frozen=True):
+    """Publish through the device's link; `droppable` may be dropped while the broker is away for too long.
+
+    `outcome` is what the message says, where it is one.
+    """
+
+    message: Message
+    token: int | None = None
+    droppable: bool = False
+    outcome: Outcome | None = None
+
+
+class Relay(msgspec.Struct, frozen=True):
+    """Emit an event, as the message has it, to the other sockets of a room, on every node."""
+
+    socket: int
+    room: str
+    event: str
+    message: Message
+
+
+class Puback(msgspec.Struct, frozen=True):
+    """The broker need not deliver this again."""
+
+    delivery: int
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Close the socket."""
+
+    socket: int
+    reason: str
+
+
+Ignored = Literal["bad_event", "stale_socket", "unanswered_question", "unknown_ack", "unknown_reply"]
+
+
+class Ignore(msgspec.Struct, frozen=True):
+    """A peer did something that has no meaning here; to be counted."""
+
+    what: Ignored
+
+
+Effect = Emit | Reply | Publish | Relay | Puback | Drop | Ignore

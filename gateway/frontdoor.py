@@ -1,0 +1,131 @@
+"""The device protocol on a socket: authentication, rooms, and everything else to the device it belongs to.
+
+Follows device-protocol.zh.md. Bad input is answered to the one who sent it, in the protocol's own words.
+"""
+
+import asyncio
+import logging
+
+from gateway import facts as f
+from gateway.auth import NOT_VALID, DeviceKey, Malformed, Verdict, parse_signature
+from gateway.catalog import Args
+from gateway.devices import Device, Devices
+from gateway.metrics import Metrics
+from gateway.rooms import Refused, RoomPolicy, Rooms
+from gateway.session import refusal
+from gateway.sockets import Socket, SocketServer
+
+log = logging.getLogger(__name__)
+
+
+class FrontDoor:
+    """Owner of the sockets: what their peers emit becomes facts of devices, or is answered here."""
+
+    def __init__(self, rooms: Rooms[Socket], policy: RoomPolicy, metrics: Metrics) -> None:
+        self._rooms = rooms
+        self._policy = policy
+        self._metrics = metrics
+        self._sockets: SocketServer
+        self._devices: Devices
+        self._authentications: dict[int, asyncio.Task[None]] = {}  # one a socket at most
+
+    def serve(self, sockets: SocketServer, devices: Devices) -> None:
+        """Begin: the sockets to answer on, the devices to admit to."""
+        self._sockets = sockets
+        self._devices = devices
+
+    def connected(self, socket: Socket) -> None:
+        """A socket is a viewer until it authenticates."""
+        self._metrics.sockets.inc()
+
+    def emitted(self, socket: Socket, event: str, args: Args, ack_id: int | None) -> None:
+        """Dispatch an event; what the protocol does not name is the device's own."""
+        match event:
+            case "authentication":
+                self._authenticate(socket, args[0] if args else None)
+            case "join_room" | "leave_room":
+                self._change_room(socket, event, args[0] if args else None)
+            case _:
+                self._to_device(socket, event, args, ack_id)
+
+    def acked(self, socket: Socket, emit_id: int, args: Args) -> None:
+        """Hand an ack to the device."""
+        if isinstance(socket.device, Device):
+            socket.device.handle(f.Acked(socket.number, emit_id, args))
+
+    def closed(self, socket: Socket, reason: str) -> None:
+        """Take the socket out of everything it was in."""
+        self._metrics.sockets.dec()
+        self._rooms.leave_all(socket)
+        authentication = self._authentications.pop(socket.number, None)
+        if authentication is not None:
+            authentication.cancel()
+        device, socket.device = socket.device, None
+        if isinstance(device, Device):
+            log.info("device gone", extra={"serial": device.serial, "reason": reason})
+            device.lost(socket, reason)
+
+    async def close(self) -> None:
+        """End the authentications under way."""
+        tasks = tuple(self._authentications.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _to_device(self, socket: Socket, event: str, args: Args, ack_id: int | None) -> None:
+        if isinstance(socket.device, Device):
+            socket.device.handle(f.Emitted(socket.number, event, args, ack_id))
+        elif ack_id is not None:
+            self._sockets.reply(socket.number, ack_id, refusal("not authenticated"))
+
+    # authentication
+
+    def _authenticate(self, socket: Socket, data: object) -> None:
+        """身份验证: answer `auth:ok` or `auth:fail`; a second verdict never unseats the first."""
+        try:
+            claim = parse_signature(data)
+        except Malformed as problem:
+            log.info("signature malformed", extra={"address": socket.client.address, "problem": str(problem)})
+            self._fail(socket)
+            return
+        if isinstance(socket.device, Device):
+            same = socket.device.serial == claim.serial
+            self._sockets.emit(socket.number, "auth:ok") if same else self._fail(socket)
+        elif socket.number not in self._authentications:
+            task = asyncio.create_task(self._admit(socket, claim), name=f"authenticate-{socket.number}")
+            self._authentications[socket.number] = task
+
+    async def _admit(self, socket: Socket, claim: DeviceKey) -> None:
+        try:
+            admitted = await self._devices.admit(claim)
+        finally:
+            self._authentications.pop(socket.number, None)
+        if isinstance(admitted, Device):
+            log.info("device here", extra={"serial": claim.serial, "address": socket.client.address})
+            socket.device = admitted
+            self._sockets.emit(socket.number, "auth:ok")
+            admitted.attach(socket)
+        elif admitted is Verdict.DENIED:
+            log.info("signature wrong", extra={"serial": claim.serial, "address": socket.client.address})
+            self._fail(socket)
+        else:
+            self._sockets.close(socket.number, "unavailable")
+
+    def _fail(self, socket: Socket) -> None:
+        self._sockets.emit(socket.number, "auth:fail", ({"error_msg": NOT_VALID},))
+
+    # rooms
+
+    def _change_room(self, socket: Socket, event: str, data: object) -> None:
+        """聊天室: answer `join_room:ok`, `leave_room:ok` or `:fail` with the reason."""
+        room = data.get("room") if isinstance(data, dict) else None
+        try:
+            if event == "join_room":
+                serial = socket.device.serial if isinstance(socket.device, Device) else None
+                self._rooms.join(socket, self._policy.check(room, serial))
+            else:
+                self._rooms.leave(socket, room if isinstance(room, str) else "")
+        except Refused as problem:
+            self._sockets.emit(socket.number, f"{event}:fail", ({"error_msg": str(problem)},))
+        else:
+            self._sockets.emit(socket.number, f"{event}:ok")

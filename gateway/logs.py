@@ -1,0 +1,58 @@
+"""Log lines for people or for machines. Peers' strings lose their control characters; keys never get here."""
+
+import logging
+from typing import Any, Final
+
+import msgspec
+
+from gateway.config import Log
+
+MAX_VALUE_CHARS: Final = 500
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def configure(settings: Log) -> None:
+    """Send the log to stderr, in the configured form."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json() if settings.format == "json" else _Human())
+    logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
+
+
+class _Human(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        time = self.formatTime(record, "%H:%M:%S")
+        fields = "".join(f" {key}={value}" for key, value in _fields(record).items())
+        text = f"{time}.{int(record.msecs):03d} {record.levelname:<7} {_clean(record.getMessage())}{fields}"
+        return "\n  ".join((text, *_traceback(self, record)))
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _clean(record.getMessage()),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["exception"] = "\n".join(_traceback(self, record))
+        return msgspec.json.encode(line).decode()
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    extra = ((key, value) for key, value in vars(record).items() if key not in _STANDARD)
+    return {key: value if isinstance(value, int | float) else _clean(str(value)) for key, value in extra}
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
+    """Lines; an exception may quote a peer, so they are cleaned too, and no line of it can begin like a log line."""
+    return [_clean(line) for line in formatter.formatException(record.exc_info).splitlines()] if record.exc_info else []
+
+
+def _clean(text: str) -> str:
+    if len(text) > MAX_VALUE_CHARS:
+        text = f"{text[:MAX_VALUE_CHARS]}…"
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return text

@@ -1,0 +1,56 @@
+"""Prometheus metrics, derived from facts and effects in this one place. Labels are closed sets, never a peer's text."""
+
+from typing import Final, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from gateway import facts as f
+from gateway.catalog import EVENTS
+
+STATUSES: Final = ("queued", "acked", "nacked", "timeout", "lost", "offline", "expired", "rejected")
+OTHER: Final = "other"  # an event that is not in the catalogue
+# The service levels are at 2 s and 10 s: both are edges of a bucket.
+SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600)
+
+
+class Metrics:
+    """The gateway's metrics in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        events = (*EVENTS, OTHER)
+        commands = Counter("gateway_commands", "Commands received.", ["event"], registry=registry)
+        self._commands = {event: commands.labels(event) for event in events}
+        outcomes = Counter("gateway_outcomes", "Outcomes published.", ["event", "status"], registry=registry)
+        self._outcomes = {(e, status): outcomes.labels(e, status) for e in events for status in STATUSES}
+        self._duration = Histogram(
+            "gateway_command_duration_seconds",
+            "From a command's arrival over MQTT to its final outcome.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        received = Counter("gateway_device_events", "Events that devices emitted.", ["event"], registry=registry)
+        self._received = {event: received.labels(event) for event in events}
+        ignored = Counter("gateway_ignored", "What peers did without meaning.", ["what"], registry=registry)
+        self._ignored = {what: ignored.labels(what) for what in get_args(f.Ignored)}
+        self.sockets = Gauge("gateway_sockets", "Open socket.io connections.", registry=registry)
+        self.devices = Gauge("gateway_devices", "Devices whose link is here.", registry=registry)
+
+    def observe(self, fact: f.Fact, effects: list[f.Effect]) -> None:
+        """Count one step of a device's session."""
+        match fact:
+            case f.Command():
+                self._commands[_label(fact.event.name)].inc()
+            case f.Emitted():
+                self._received[_label(fact.event)].inc()
+        for effect in effects:
+            match effect:
+                case f.Publish(outcome=outcome) if outcome is not None:
+                    self._outcomes[_label(outcome.event), outcome.status].inc()
+                    if outcome.final and not outcome.late:
+                        self._duration.observe(outcome.latency_ms / 1000)
+                case f.Ignore():
+                    self._ignored[effect.what].inc()
+
+
+def _label(event: str) -> str:
+    return event if event in EVENTS else OTHER

@@ -1,0 +1,133 @@
+"""One transport to the broker: it proves itself by its CONNACK, then serves its link until it is detached."""
+
+import asyncio
+import socket
+import ssl
+from typing import Protocol, cast
+
+import mqtt5
+
+from gateway.addresses import BrokerUrl
+from gateway.mqtt import Opened, Refused, Unavailable, Verdict
+from gateway.mqtt.wire import Malformed, read_connack
+
+DETACHED = Unavailable("closed")
+
+
+class ConnectionOwner(Protocol):
+    """The link of a connection; called in order, and never after `detach()` or `drop()`."""
+
+    def promote(self, connection: "Connection", connack: mqtt5.ConnAckPacket, rest: bytes) -> None:
+        """The broker accepted it; `rest` came with the CONNACK."""
+
+    def received(self, connection: "Connection", data: bytes) -> None:
+        """Bytes came after the CONNACK."""
+
+    def cut(self, connection: "Connection", reason: str) -> None:
+        """It was lost after the CONNACK."""
+
+    def flush(self) -> None:
+        """It can be written to again."""
+
+
+class Connection(asyncio.Protocol):
+    """One transport to the broker: it proves itself, then serves as the current one until it is detached."""
+
+    __slots__ = ("_answer", "_link", "_verdict", "closed", "paused", "transport")
+
+    def __init__(self, link: ConnectionOwner, verdict: "asyncio.Future[Verdict]") -> None:
+        self._link: ConnectionOwner | None = link
+        self._answer = b""
+        self._verdict: asyncio.Future[Verdict] | None = verdict  # None once decided
+        self.closed: asyncio.Future[None] | None = None
+        self.transport: asyncio.Transport | None = None
+        self.paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self._link is None:
+            return
+        if self._verdict is None:
+            self._link.received(self, data)
+            return
+        self._answer += data
+        try:
+            answer = read_connack(self._answer)
+        except Malformed as error:
+            self.detach(Unavailable(str(error)))
+        else:
+            if answer is not None:
+                self._prove(self._link, *answer)
+
+    def _prove(self, link: ConnectionOwner, connack: mqtt5.ConnAckPacket, size: int) -> None:
+        """Be refused or promoted, as the CONNACK says."""
+        code, rest, self._answer = connack.reason_code, self._answer[size:], b""
+        if code.value >= 0x80:
+            self.detach(Refused(code.value, connack.reason_str or code.name))
+            return
+        self._decide(Opened(connack.session_present))
+        link.promote(self, connack, rest)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        link, self._link, reason = self._link, None, str(exc or "closed by the broker")
+        if self.closed is not None:
+            self.closed.set_result(None)
+        if self._verdict is not None:
+            self._decide(Unavailable(reason))
+        elif link is not None:
+            link.cut(self, reason)
+
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self.paused = False
+        if self._link is not None:
+            self._link.flush()
+
+    @property
+    def writable(self) -> bool:
+        """Whether bytes given to `write()` leave soon; uvloop raises on a closed transport."""
+        return self.transport is not None and not self.paused and not self.transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        """Write, if the transport still can."""
+        if data and self.transport is not None and not self.transport.is_closing():
+            self.transport.write(data)
+
+    def detach(self, verdict: Verdict = DETACHED) -> None:
+        """Cut the transport at once; no callback has an effect from here on."""
+        self._link = None
+        self._decide(verdict)
+        if self.transport is not None:
+            self.transport.abort()
+
+    def drop(self) -> None:
+        """Close after all that was written has left; no callback has an effect from here on."""
+        self._link = None
+        if self.transport is not None:
+            self.transport.close()
+
+    def _decide(self, verdict: Verdict) -> None:
+        if self._verdict is not None:
+            self._verdict.set_result(verdict)
+            self._verdict = None
+
+
+async def connect_transport(address: BrokerUrl, tls: ssl.SSLContext | None, connection: Connection) -> None:
+    """Connect to the broker over TCP, TLS or a unix socket. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    if address.unix_path:
+        await loop.create_unix_connection(lambda: connection, address.unix_path)
+    else:
+        await loop.create_connection(lambda: connection, address.host, address.port, ssl=tls)

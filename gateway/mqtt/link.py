@@ -1,0 +1,305 @@
+"""The transport of one session: connects, proves itself, reconnects, and hands events to its owner in order.
+
+Every connection attempt proves itself by its CONNACK and is then promoted in place of the current one; the
+callbacks of any other connection touch nothing. A task exists only while the link connects or waits to. What
+a message means, and whether a lost session is worth fighting for, is the owner's.
+"""
+
+import asyncio
+import random
+import ssl
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, cast
+
+import mqtt5
+
+from gateway.addresses import BrokerUrl
+from gateway.mqtt import (
+    Backoff,
+    Closed,
+    Credentials,
+    Down,
+    LinkEvent,
+    LinkOwner,
+    Message,
+    Opened,
+    Options,
+    Refused,
+    Subscription,
+    Unavailable,
+    Verdict,
+)
+from gateway.mqtt.connection import DETACHED, Connection, connect_transport
+from gateway.mqtt.session import SESSION_TAKEN_OVER, MqttSession
+
+__all__ = ["Backoff", "Down", "Link", "LinkEvent", "LinkOwner", "Refused", "Unavailable"]
+
+
+class Link:
+    """One MQTT session kept connected; its calls are for the thread of the event loop."""
+
+    __slots__ = (
+        "_address",
+        "_backoff",
+        "_connect_timeout_s",
+        "_credentials",
+        "_current",
+        "_cut_without_reason",
+        "_failures",
+        "_held",
+        "_may_reconnect",
+        "_owner",
+        "_proving",
+        "_session",
+        "_task",
+        "_timer",
+        "_tls",
+        "_uniform",
+        "_wanted",
+    )
+
+    def __init__(
+        self,
+        address: BrokerUrl,
+        options: Options,
+        credentials: Credentials,
+        owner: LinkOwner,
+        *,
+        backoff: Backoff,
+        connect_timeout_s: float,
+        tls: ssl.SSLContext | None = None,
+        may_reconnect: Callable[[], Awaitable[bool]] | None = None,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._address = address
+        self._tls = tls
+        self._credentials = credentials
+        self._owner = owner
+        self._backoff = backoff
+        self._connect_timeout_s = connect_timeout_s
+        self._may_reconnect = may_reconnect  # asked before a reconnect after a cut without a reason
+        self._uniform = uniform
+        self._session = MqttSession(options)
+        self._wanted = False  # whether to reconnect
+        self._failures = 0  # attempts since the last Opened
+        self._cut_without_reason = False  # how the last connection ended
+        self._current: Connection | None = None
+        self._task: asyncio.Task[Any] | None = None  # connects, or waits to
+        self._proving = False
+        self._held: Closed | None = None  # loss of the current connection while another proves itself
+        self._timer: asyncio.TimerHandle | None = None
+
+    # --- connecting
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection is current."""
+        return self._current is not None
+
+    def open(self) -> None:
+        """Connect, and reconnect after each loss, until `close()`, `abort()` or the event Closed."""
+        self._wanted = True
+        self._reconnect(wait=False)
+
+    async def prove(self, credentials: Credentials) -> Verdict:
+        """Connect anew with the same client id; Opened if the broker accepted the credentials.
+
+        Then it replaces the current connection (the owner sees but its Opened) and the credentials are kept.
+        """
+        while (task := self._task) is not None:  # one attempt at a time: the later kills the earlier
+            if self._proving:
+                await asyncio.wait({task})
+                if task.cancelled():
+                    return DETACHED
+            else:
+                self._task = None
+                task.cancel()
+        proof = self._start(self._attempt(credentials), proving=True)
+        await asyncio.wait({proof})
+        return DETACHED if proof.cancelled() else cast("Verdict", proof.result())
+
+    def abort(self) -> None:
+        """Cut without DISCONNECT, so that the Will fires and the session stays; `open()` goes on with it."""
+        self._wanted, self._held = False, None
+        task, self._task, self._proving = self._task, None, False
+        if task is not None:
+            task.cancel()
+        connection = self._leave()
+        if connection is not None:
+            self._session.closed()
+            connection.detach()
+
+    async def close(self, *, session_expiry_s: int | None = None) -> None:
+        """Write what waits, say goodbye (with another session expiry, if given), and stop."""
+        self._wanted, self._held = False, None
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        connection = self._leave()
+        if connection is not None:
+            self._session.disconnect(session_expiry_s=session_expiry_s)
+            connection.write(self._session.output(asyncio.get_running_loop().time()))
+            connection.closed = asyncio.get_running_loop().create_future()
+            connection.drop()
+            await asyncio.wait({connection.closed}, timeout=self._connect_timeout_s)
+            connection.detach()
+
+    async def _connect(self, *, wait: bool) -> None:
+        """Try until the broker accepts, or `may_reconnect` says no; wait before the first try, or not."""
+        while True:
+            if wait:
+                await asyncio.sleep(self._backoff.delay_s(self._failures, self._uniform))
+                if self._cut_without_reason and self._may_reconnect and not await self._may_reconnect():
+                    self._stop(Closed(None, "gave way"))
+                    return
+            verdict = await self._attempt(self._credentials)
+            if isinstance(verdict, Opened):
+                return
+            wait = True
+            self._failures += 1
+            self._owner.link_event(verdict)
+
+    async def _attempt(self, credentials: Credentials) -> Verdict:
+        """Let one new connection prove itself; it is current when the verdict is Opened, else closed."""
+        verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        connection, reason = Connection(self, verdict), "closed"
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                await connect_transport(self._address, self._tls, connection)
+                connection.write(self._session.opening(credentials))
+                await asyncio.wait({verdict})
+        except (OSError, UnicodeError) as error:  # UnicodeError: no host name
+            reason = str(error) or "no answer in time"
+        finally:
+            if connection is not self._current:  # a promotion may be faster than a timeout or a cancellation
+                connection.detach(Unavailable(reason))
+        if isinstance(verdict.result(), Opened):
+            self._credentials, self._wanted = credentials, True
+        return verdict.result()
+
+    def _start(self, coroutine: Coroutine[Any, Any, Any], *, proving: bool = False) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._task, self._proving = task, proving
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        """Clear up after a task if it is still the one, and after what happened to the connection."""
+        if task is self._task:
+            self._task, self._proving = None, False
+            held, self._held = self._held, None
+            if held is not None:
+                self._tell_loss(held)
+            else:
+                self._reconnect()
+        if not task.cancelled():
+            task.result()
+
+    def _reconnect(self, *, wait: bool = True) -> None:
+        if self._wanted and self._current is None and self._task is None:
+            self._start(self._connect(wait=wait))
+
+    # --- the current connection
+
+    def promote(self, connection: Connection, connack: mqtt5.ConnAckPacket, rest: bytes) -> None:
+        """Make a connection current that has proved itself; the one before ends unnoticed."""
+        old = self._leave()
+        if old is not None:
+            old.detach()
+        self._current = connection
+        self._held, self._failures, self._cut_without_reason = None, 0, False
+        self._deliver(self._session.opened(connack, asyncio.get_running_loop().time()))
+        self.received(connection, rest)
+        self._arm()
+
+    def _leave(self) -> Connection | None:
+        """Have no current connection any more; the one it was."""
+        connection, self._current = self._current, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return connection
+
+    def received(self, connection: Connection, data: bytes) -> None:
+        """Bytes came on a connection."""
+        if connection is self._current:
+            self._deliver(self._session.receive(data))
+            self.flush()
+
+    def cut(self, connection: Connection, reason: str) -> None:
+        """Note the end of a transport; only that of the current one matters."""
+        if connection is self._current:
+            self._session.closed()
+            self._lost(Closed(None, reason))
+            self.flush()
+
+    def _lost(self, event: Closed) -> None:
+        """Drop the current connection, whose session is closed, after its last words."""
+        connection = self._leave()
+        if connection is None:
+            return
+        connection.write(self._session.output(asyncio.get_running_loop().time()))
+        connection.detach() if connection.paused else connection.drop()  # it may never read again
+        if self._proving:
+            self._held = event  # most likely the proof itself: the broker lets it kill this connection
+        else:
+            self._tell_loss(event)
+
+    def _tell_loss(self, event: Closed) -> None:
+        if event.code == SESSION_TAKEN_OVER:
+            self._stop(event)
+        else:
+            self._cut_without_reason = event.code is None
+            self._owner.link_event(Down(event.reason, event.code))
+            self._reconnect()
+
+    def _stop(self, event: Closed) -> None:
+        self._wanted = False
+        self._owner.link_event(event)
+
+    def _deliver(self, events: Iterable[LinkEvent]) -> None:
+        for event in events:
+            if isinstance(event, Closed):
+                self._lost(event)
+            else:
+                self._owner.link_event(event)
+
+    def _arm(self) -> None:
+        """Wake at the deadline of the session; as that only moves later, no write needs to re-arm."""
+        deadline = self._session.deadline
+        if deadline is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._deliver(self._session.tick(asyncio.get_running_loop().time()))
+        self.flush()
+        self._arm()
+
+    # --- messages: written by flush(), several in one write
+
+    def flush(self) -> None:
+        """Write what is due; the link does so itself after each event it delivers from the broker."""
+        loop, connection = asyncio.get_running_loop(), self._current
+        if connection is not None and connection.writable:
+            connection.write(self._session.output(loop.time()))
+        else:
+            self._session.hold()
+        if self._session.has_events:
+            loop.call_soon(lambda: self._deliver(self._session.take_events()))  # the owner is on the stack
+
+    def publish(self, message: Message, token: int | None = None, droppable: bool = False) -> None:
+        """See `MqttSession.publish`."""
+        self._session.publish(message, token, droppable)
+
+    def puback(self, delivery: int) -> None:
+        """See `MqttSession.puback`."""
+        self._session.puback(delivery)
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """See `MqttSession.subscribe`."""
+        self._session.subscribe(subscription)
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """See `MqttSession.unsubscribe`."""
+        self._session.unsubscribe(topic_filter)

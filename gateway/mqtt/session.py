@@ -1,0 +1,363 @@
+"""The client side of one MQTT 5 session that outlives its connections (pure: bytes and time in, events out).
+
+It decides what is sent when: PUBACKs in the order of receipt, publishes within the broker's Receive Maximum,
+what is resent after a reconnect, and keep-alive. State becomes bytes only in `output()`, so what was never
+written is never taken for sent. It does not decide when to connect, nor what a message means.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import mqtt5
+
+from gateway.mqtt import (
+    Closed,
+    Credentials,
+    Dropped,
+    Event,
+    Message,
+    Opened,
+    Options,
+    Published,
+    Received,
+    Subscribed,
+    Subscription,
+    Will,
+)
+from gateway.mqtt.flow import Inbox, Outbox
+from gateway.mqtt.wire import (
+    LAST_PUBLISH_ID,
+    Code,
+    Malformed,
+    packet_end,
+    read_connack,
+    read_packet,
+    write_connect,
+)
+
+__all__ = [
+    "SESSION_TAKEN_OVER",
+    "Closed",
+    "Credentials",
+    "Dropped",
+    "Event",
+    "Malformed",
+    "Message",
+    "MqttSession",
+    "Opened",
+    "Options",
+    "Published",
+    "Received",
+    "Subscribed",
+    "Subscription",
+    "Will",
+    "read_connack",
+]
+
+SESSION_TAKEN_OVER = 0x8E  # DISCONNECT reason: another connection uses the client id (3.14.2.1)
+_FILTERS_PER_SUBSCRIBE = 256  # brokers bound the size of a packet
+
+
+class MqttSession:
+    """One client session. Containers exist only while they hold something: most sessions are idle."""
+
+    __slots__ = (
+        "_acks",
+        "_asked",
+        "_connected",
+        "_desired",
+        "_events",
+        "_inbox",
+        "_keep_alive_s",
+        "_last_control_id",
+        "_options",
+        "_out",
+        "_outbox",
+        "_partial",
+        "_partial_needs",
+        "_pinged_at",
+        "_sent_at",
+        "_unwanted",
+    )
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._events: list[Event] = []
+        self._inbox = Inbox(options.receive_maximum, self._events)
+        self._outbox = Outbox(options, self._events)
+        # of the connection
+        self._connected = False
+        self._keep_alive_s = options.keep_alive_s
+        self._sent_at = 0.0
+        self._pinged_at: float | None = None
+        self._out: list[bytes] = []
+        self._partial: bytearray | None = None  # the beginning of a packet
+        self._partial_needs = 0  # how long it must be before it is worth a look
+        # subscriptions, all None while nothing is out of the ordinary
+        self._desired: dict[str, Subscription] | None = None  # by topic filter; None = those of the options
+        self._asked: tuple[Subscription, ...] = ()  # what the last opening() subscribed
+        self._acks: dict[int, tuple[str, ...]] | None = None  # packet id -> topic filters without answer
+        self._unwanted: dict[str, int] | None = None  # topic filter -> packet id of its UNSUBSCRIBE, 0 = unsent
+        self._last_control_id = LAST_PUBLISH_ID
+
+    # --- the connection
+
+    def opening(self, credentials: Credentials) -> bytes:
+        """CONNECT and SUBSCRIBE in one write; a connection that is current goes on meanwhile."""
+        self._asked = tuple(self._desired.values()) if self._desired is not None else self._options.subscriptions
+        packets = [write_connect(self._options, credentials)]
+        packets += (_write_subscribe(packet_id, group) for packet_id, group in self._asked_groups())
+        return b"".join(packets)
+
+    def opened(self, connack: mqtt5.ConnAckPacket, now: float) -> list[Event]:
+        """Make the connection of the last `opening()` current: its CONNACK accepted it."""
+        self.closed()
+        self._connected = True
+        self._sent_at = now
+        self._keep_alive_s = self._options.keep_alive_s
+        if connack.server_keep_alive is not None:
+            self._keep_alive_s = connack.server_keep_alive  # [MQTT-3.2.2-21]
+        self._inbox.opened(connack.session_present)
+        self._outbox.opened(connack)
+        self._events.append(Opened(connack.session_present))
+        self._reconcile()
+        return self.take_events()
+
+    def closed(self) -> None:
+        """Forget the connection, keep the session: the transport is gone."""
+        self._connected = False
+        self._acks = self._partial = self._pinged_at = None
+        self._out.clear()
+        self._inbox.closed()
+        self._outbox.closed()
+
+    def disconnect(self, code: int = 0, session_expiry_s: int | None = None) -> None:
+        """Say goodbye after all that may be sent; a no-op without a connection."""
+        if self._connected:
+            self._flow()
+            farewell = [*self._out, _write_disconnect(code, session_expiry_s)]
+            self.closed()
+            self._out += farewell
+
+    @property
+    def deadline(self) -> float | None:
+        """When `tick()` has something to do; it only ever moves later but in `opened()` and `tick()`."""
+        if not self._connected or not self._keep_alive_s:
+            return None
+        if self._pinged_at is not None:
+            return self._pinged_at + self._keep_alive_s / 2
+        return self._sent_at + self._keep_alive_s
+
+    def tick(self, now: float) -> list[Event]:
+        """Keep alive: PINGREQ when nothing was sent for a while, Closed when no PINGRESP came."""
+        deadline = self.deadline
+        if deadline is not None and now >= deadline:
+            if self._pinged_at is None:
+                self._pinged_at = now
+                self._out.append(mqtt5.PingReqPacket().write())
+            else:
+                self.closed()
+                self._events.append(Closed(None, "no PINGRESP in time"))
+        return self.take_events()
+
+    # --- bytes and events
+
+    def output(self, now: float) -> bytes:
+        """Bytes to write now, all packets in one; the caller writes them or closes."""
+        if self._connected:
+            self._flow()
+        if not self._out:
+            return b""
+        data = b"".join(self._out)
+        self._out.clear()
+        self._sent_at = now
+        return data
+
+    def _flow(self) -> None:
+        self._inbox.settle(self._out)
+        self._outbox.send(self._out)
+        self._outbox.trim()
+
+    def hold(self) -> None:
+        """Keep the bounds although nothing can be written now: instead of `output()`."""
+        self._outbox.trim()
+
+    def receive(self, data: bytes) -> list[Event]:
+        """Take bytes of the current connection; ignored when there is none. Never raises on what they are."""
+        if self._connected:
+            try:
+                self._feed(data)
+            except Malformed as error:  # [MQTT-4.13.1-1]
+                self.closed()
+                self._out.append(_write_disconnect(error.code))
+                self._events.append(Closed(error.code, str(error)))
+        return self.take_events()
+
+    @property
+    def has_events(self) -> bool:
+        """Whether `take_events()` has any: `publish()` and `output()` leave theirs there."""
+        return bool(self._events)
+
+    def take_events(self) -> list[Event]:
+        """Events not yet returned, oldest first."""
+        events = self._events.copy()
+        self._events.clear()
+        return events
+
+    def _feed(self, data: bytes | bytearray) -> None:
+        """Handle the whole packets of the stream, keep the rest; each byte is looked at once."""
+        if self._partial is not None:
+            self._partial += data
+            if len(self._partial) < self._partial_needs:
+                return
+            data, self._partial = self._partial, None
+        view, start = memoryview(data), 0
+        while (end := packet_end(data, start)) <= len(data):
+            self._check_size(end - start)
+            self._handle(read_packet(view[start:end]))
+            if not self._connected:
+                return
+            start = end
+        if start < len(data):
+            self._partial_needs = end - start
+            self._check_size(self._partial_needs)
+            self._partial = bytearray(view[start:])
+
+    def _check_size(self, size_bytes: int) -> None:
+        if size_bytes > self._options.max_packet_bytes:
+            raise Malformed("packet too large", Code.PACKET_TOO_LARGE)
+
+    def _handle(self, packet: mqtt5.Packet) -> None:
+        match packet:
+            case mqtt5.PublishPacket():
+                self._inbox.receive(packet)
+            case mqtt5.PubAckPacket():
+                self._outbox.on_puback(packet)
+            case mqtt5.PingRespPacket():
+                self._pinged_at = None
+            case mqtt5.SubAckPacket() | mqtt5.UnsubAckPacket():
+                self._on_suback(packet)
+            case mqtt5.DisconnectPacket():
+                self.closed()
+                self._events.append(Closed(packet.reason_code.value, packet.reason_str or packet.reason_code.name))
+            case _:
+                raise Malformed(f"unexpected {type(packet).__name__}", Code.PROTOCOL_ERROR)
+
+    # --- messages
+
+    def puback(self, delivery: int) -> None:
+        """Acknowledge a delivery; its PUBACK leaves after all earlier ones. Void deliveries are ignored."""
+        self._inbox.puback(delivery)
+
+    def publish(self, message: Message, token: int | None = None, droppable: bool = False) -> None:
+        """Queue a publish; with a token it ends in one Published or Dropped.
+
+        If more than the bounds then waits without a connection, or after `output()`, the oldest droppable are
+        dropped. Others are kept: their owner bounds them. QoS 0 is never kept for a later connection.
+        """
+        if message.qos or self._connected:
+            self._outbox.add(message, token, droppable)
+            if not self._connected:
+                self._outbox.trim()
+        elif token is not None:
+            self._events.append(Dropped(token))
+
+    # --- subscriptions
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Want a subscription, from now on and after each reconnect."""
+        self._edit_desired()[subscription.topic_filter] = subscription
+        if self._unwanted:
+            self._unwanted.pop(subscription.topic_filter, None)
+        if self._connected:
+            self._send_subscribe([subscription])
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Want a subscription no longer."""
+        self._edit_desired().pop(topic_filter, None)
+        self._unwanted = (self._unwanted or {}) | {topic_filter: 0}
+        if self._connected:
+            self._send_unsubscribe([topic_filter])
+
+    def _edit_desired(self) -> dict[str, Subscription]:
+        if self._desired is None:
+            self._desired = {s.topic_filter: s for s in self._options.subscriptions}
+        return self._desired
+
+    def _asked_groups(self) -> Iterator[tuple[int, Sequence[Subscription]]]:
+        """Packet id and subscriptions of each SUBSCRIBE that goes with a CONNECT."""
+        groups = range(0, len(self._asked), _FILTERS_PER_SUBSCRIBE)
+        for packet_id, start in enumerate(groups, LAST_PUBLISH_ID + 1):
+            yield packet_id, self._asked[start : start + _FILTERS_PER_SUBSCRIBE]
+
+    def _reconcile(self) -> None:
+        """Await the SUBACKs of the opening and send what changed since, or was not answered before."""
+        self._last_control_id = LAST_PUBLISH_ID
+        for packet_id, group in self._asked_groups():
+            self._await_suback(packet_id, [s.topic_filter for s in group])
+        if self._desired is not None:
+            asked = set(self._asked)
+            self._send_subscribe([s for s in self._desired.values() if s not in asked])
+        self._send_unsubscribe(list(self._unwanted or ()))
+        self._asked = ()
+
+    def _send_subscribe(self, subscriptions: Sequence[Subscription]) -> None:
+        if subscriptions:
+            packet_id = self._free_control_id()
+            self._await_suback(packet_id, [s.topic_filter for s in subscriptions])
+            self._out.append(_write_subscribe(packet_id, subscriptions))
+
+    def _send_unsubscribe(self, topic_filters: Sequence[str]) -> None:
+        if topic_filters and self._unwanted is not None:
+            packet_id = self._free_control_id()
+            self._unwanted.update(dict.fromkeys(topic_filters, packet_id))
+            self._await_suback(packet_id, topic_filters)
+            self._out.append(mqtt5.UnsubscribePacket(packet_id, list(topic_filters)).write())
+
+    def _await_suback(self, packet_id: int, topic_filters: Sequence[str]) -> None:
+        self._last_control_id = packet_id
+        if self._acks is None:
+            self._acks = {}
+        self._acks[packet_id] = tuple(topic_filters)
+
+    def _free_control_id(self) -> int:
+        packet_id = self._last_control_id
+        while True:
+            packet_id = packet_id + 1 if packet_id < 0xFFFF else LAST_PUBLISH_ID + 1
+            if packet_id not in (self._acks or ()):
+                return packet_id
+
+    def _on_suback(self, packet: mqtt5.SubAckPacket | mqtt5.UnsubAckPacket) -> None:
+        """Note the answer to a SUBSCRIBE or UNSUBSCRIBE; an answer to nothing is ignored."""
+        filters = self._acks.pop(packet.packet_id, None) if self._acks else None
+        if filters is None:
+            return
+        self._acks = self._acks or None
+        if len(filters) != len(packet.reason_codes):  # [MQTT-3.8.4-6]
+            raise Malformed("not one reason code per topic filter", Code.PROTOCOL_ERROR)
+        if isinstance(packet, mqtt5.SubAckPacket):
+            codes = zip(filters, packet.reason_codes, strict=True)
+            self._events.append(Subscribed(tuple(name for name, code in codes if code.value >= 0x80)))
+        elif self._unwanted:
+            unwanted = {name: sent for name, sent in self._unwanted.items() if sent != packet.packet_id}
+            self._unwanted = unwanted or None
+
+
+def _write_subscribe(packet_id: int, subscriptions: Sequence[Subscription]) -> bytes:
+    """SUBSCRIBE; the retain flag is kept as published."""
+    handling = mqtt5.RetainHandling
+    filters = [
+        mqtt5.TopicFilter(
+            s.topic_filter,
+            max_qos=mqtt5.QoS(s.qos),
+            no_local=s.no_local,
+            retain_as_published=True,
+            retain_handling=handling.SEND_ALWAYS if s.retained else handling.SEND_NEVER,
+        )
+        for s in subscriptions
+    ]
+    return mqtt5.SubscribePacket(packet_id, filters).write()
+
+
+def _write_disconnect(code: int, session_expiry_s: int | None = None) -> bytes:
+    """DISCONNECT with a reason code and, if given, another session expiry."""
+    return mqtt5.DisconnectPacket(reason_code=Code(code), session_expiry_interval=session_expiry_s).write()

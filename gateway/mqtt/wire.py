@@ -1,0 +1,171 @@
+"""MQTT 5 packets off and onto the wire, and the two flows of PUBLISH and PUBACK (pure; the codec is `mqtt5`).
+
+The functions translate: values into packets, bytes into packets, the codec's exceptions into `Malformed`.
+`Inbox` and `Outbox` know what must still be acknowledged or resent, across the connections of a session.
+"""
+
+import re
+
+import mqtt5
+
+from gateway.mqtt import (
+    Credentials,
+    Message,
+    Options,
+    Will,
+)
+
+Code = mqtt5.DisconnectReasonCode
+LAST_PUBLISH_ID = 0x7FFF  # ids above are for SUBSCRIBE and UNSUBSCRIBE: a pipelined one never collides
+TOPIC_NAME_INVALID = 0x90  # PUBACK reasons (3.4.2.1), given without sending
+PACKET_TOO_LARGE = 0x95
+MAX_PACKET_BYTES = 268_435_455 + 5  # the largest Remaining Length and its header (2.1.4)
+_CONNACK = 0x20  # first byte of the only packet that may answer a CONNECT here (3.2.1)
+_MAX_CONNACK_BYTES = 65_536
+# [MQTT-1.5.4-2] forbids U+0000; 1.5.4 lets a receiver close the connection over controls and non-characters.
+# A QoS 1 publish that the broker answers by closing would be resent for ever, so none is ever written.
+_FORBIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef" + "".join(chr(p << 16 | 0xFFFE) + chr(p << 16 | 0xFFFF) for p in range(17)) + "]"
+)
+
+
+class Malformed(Exception):
+    """The peer sent what MQTT 5 forbids; `code` is the DISCONNECT reason to tell it (4.13)."""
+
+    def __init__(self, reason: str, code: Code = Code.MALFORMED_PACKET) -> None:
+        super().__init__(reason)
+        self.code: int = code.value
+
+
+def packet_end(data: bytes | bytearray, start: int) -> int:
+    """Index after the packet at `start`: beyond `data` if it is partial, and then only a lower bound.
+
+    Raises:
+        Malformed: the Remaining Length has more than four bytes (1.5.5).
+
+    """
+    length = 0
+    for position in range(4):
+        index = start + 1 + position
+        if index >= len(data):
+            return len(data) + 1
+        byte = data[index]
+        length |= (byte & 0x7F) << 7 * position
+        if byte < 0x80:
+            return index + 1 + length
+    raise Malformed("remaining length of more than four bytes")
+
+
+def read_packet(packet: memoryview) -> mqtt5.Packet:
+    """Read exactly one whole packet; Malformed if it is not one."""
+    try:
+        read, size = mqtt5.read(packet)
+    except (ValueError, IndexError) as error:  # IndexError: a field claims more than the packet has
+        raise Malformed(f"malformed packet: {error}") from error
+    except BaseException as error:
+        # The codec panics on invalid UTF-8 in some strings, with a BaseException that cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise Malformed("malformed packet: the codec gave up") from None
+    if size != len(packet):
+        raise Malformed("malformed packet: bytes left over")
+    return read
+
+
+def read_connack(buffer: bytes | bytearray) -> tuple[mqtt5.ConnAckPacket, int] | None:
+    """Read the answer to a CONNECT and its size in bytes; None while it is partial.
+
+    Raises:
+        Malformed: it is no CONNACK, or too large for one.
+
+    """
+    if not buffer:
+        return None
+    if buffer[0] != _CONNACK:
+        raise Malformed("no CONNACK", Code.PROTOCOL_ERROR)
+    end = packet_end(buffer, 0)
+    if end > _MAX_CONNACK_BYTES:
+        raise Malformed("CONNACK too large", Code.PACKET_TOO_LARGE)
+    if end > len(buffer):
+        return None
+    packet = read_packet(memoryview(buffer)[:end])
+    assert isinstance(packet, mqtt5.ConnAckPacket)
+    return packet, end
+
+
+def read_message(packet: mqtt5.PublishPacket) -> Message:
+    """Take the application message out of a PUBLISH."""
+    return Message(
+        packet.topic,
+        packet.payload,
+        packet.qos.value,
+        packet.retain,
+        packet.message_expiry_interval,
+        packet.content_type,
+        packet.response_topic,
+        packet.correlation_data,
+        tuple(packet.user_properties),
+    )
+
+
+def write_publish(message: Message, packet_id: int | None, duplicate: bool) -> bytes | None:
+    """PUBLISH at QoS 1 with a `packet_id`, else at QoS 0; None if MQTT cannot carry the message."""
+    if not _is_writable(message):
+        return None
+    try:
+        return mqtt5.PublishPacket(
+            message.topic,
+            message.payload,
+            qos=mqtt5.QoS.AT_LEAST_ONCE if packet_id else mqtt5.QoS.AT_MOST_ONCE,
+            retain=message.retain,
+            packet_id=packet_id,
+            duplicate=duplicate,
+            message_expiry_interval=message.expiry_s,
+            content_type=message.content_type,
+            response_topic=message.response_topic,
+            correlation_data=message.correlation,
+            user_properties=list(message.user_properties),
+        ).write()
+    except (ValueError, OverflowError):  # a wildcard, a lone surrogate, a field out of range
+        return None
+
+
+def _is_writable(message: Message) -> bool:
+    """Whether every string is one that any broker takes, and the payload fits into a packet."""
+    if len(message.payload) > MAX_PACKET_BYTES >> 1:  # the codec panics over the limit of a packet
+        return False
+    strings = [message.topic, message.content_type or "", message.response_topic or ""]
+    for pair in message.user_properties:
+        strings += pair
+    return all(text.isprintable() or not _FORBIDDEN.search(text) for text in strings)
+
+
+def write_connect(options: Options, credentials: Credentials) -> bytes:
+    """CONNECT that continues the session if there is one: Clean Start is always 0."""
+    return mqtt5.ConnectPacket(
+        options.client_id,
+        username=credentials.username,
+        password=credentials.password,
+        clean_start=False,
+        will=_will(options.will) if options.will else None,
+        keep_alive=options.keep_alive_s,
+        session_expiry_interval=options.session_expiry_s,
+        receive_max=options.receive_maximum,
+        max_packet_size=options.max_packet_bytes,
+    ).write()
+
+
+def _will(will: Will) -> mqtt5.Will:
+    message = will.message
+    return mqtt5.Will(
+        message.topic,
+        payload=message.payload,
+        qos=mqtt5.QoS(message.qos),
+        retain=message.retain,
+        message_expiry_interval=message.expiry_s,
+        content_type=message.content_type,
+        response_topic=message.response_topic,
+        correlation_data=message.correlation,
+        will_delay_interval=will.delay_s,
+        user_properties=list(message.user_properties),
+    )

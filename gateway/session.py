@@ -1,0 +1,207 @@
+"""DeviceSession: the state machine that owns one link and at most one socket. Pure; time is an argument.
+
+Facts go in, effects come out, to be carried out in order. Commands are the business of `gateway.delivery`; here are
+sockets coming and going, presence, the device's own events and the replies to them.
+"""
+
+from collections import OrderedDict
+
+import msgspec
+
+from gateway import facts as f
+from gateway.catalog import EVENTS, Args
+from gateway.delivery import Deliveries, Limits
+from gateway.mqtt import Message
+from gateway.topics import BINARY_TYPE, JSON_TYPE, BadName, Presence, Topics
+
+
+class DeviceSession:
+    """One device: `handle` facts, carry out the effects, send `Ticked` at `deadline`.
+
+    Args:
+        nonce: makes the ids of this session's questions unlike those of any other.
+    """
+
+    __slots__ = (
+        "_deliveries", "_effects", "_limits", "_link_open", "_next_question", "_node", "_nonce", "_presence",
+        "_questions", "_serial", "_socket", "_topics",
+    )  # fmt: skip
+
+    def __init__(self, serial: str, node: str, topics: Topics, limits: Limits, nonce: str) -> None:
+        self._serial = serial
+        self._node = node
+        self._topics = topics
+        self._limits = limits
+        self._nonce = nonce
+        self._effects: list[f.Effect] = []
+        self._deliveries = Deliveries(serial, node, limits, self._effects)
+        self._socket: int | None = None
+        self._link_open = False
+        self._presence: Presence | None = None
+        self._questions: OrderedDict[str, tuple[int, float]] = OrderedDict()  # id → ack id, deadline
+        self._next_question = 0
+
+    @property
+    def socket(self) -> int | None:
+        """The attached socket; None while the device is away."""
+        return self._socket
+
+    @property
+    def open_commands(self) -> int:
+        """How many commands have no final outcome yet."""
+        return len(self._deliveries)
+
+    @property
+    def deadline(self) -> float | None:
+        """When `Ticked` is due; None when nothing waits for time."""
+        deadline = self._deliveries.deadline
+        if not self._questions:
+            return deadline
+        asked_until = next(iter(self._questions.values()))[1]
+        return asked_until if deadline is None else min(deadline, asked_until)
+
+    def handle(self, fact: f.Fact, now: float) -> list[f.Effect]:
+        """Take one fact at `now` (monotonic seconds); return what must be done, in order."""
+        match fact:
+            case f.Command():
+                self._deliveries.command(fact, now)
+            case f.Acked() if fact.socket == self._socket:
+                self._deliveries.acked(fact.emit_id, fact.args, now)
+            case f.Published():
+                self._deliveries.published(fact.token, now)
+            case f.Emitted() if fact.socket == self._socket:
+                self._device_event(fact, now)
+            case f.Replied():
+                self._replied(fact)
+            case f.Ticked():
+                self._tick(now)
+            case f.Attached():
+                self._attach(fact, now)
+            case f.Lost() if fact.socket == self._socket:
+                self._lose(fact, now)
+            case f.LinkOpened():
+                self._open_link(fact.resumed, now)
+            case f.LinkLost():
+                self._link_open = False
+                self._deliveries.link_lost()
+            case f.Moved():
+                self._move(now)
+            case _:  # of a socket that is no longer the device: compare and delete
+                self._effects.append(f.Ignore("stale_socket"))
+        effects = self._effects[:]
+        self._effects.clear()
+        return effects
+
+    def _attach(self, fact: f.Attached, now: float) -> None:
+        if self._socket is not None:
+            self._effects.append(f.Drop(self._socket, "replaced"))
+            self._questions.clear()
+            self._deliveries.detach(now)
+        self._socket = fact.socket
+        self._announce(Presence(online=True, node=self._node, since=fact.at, client=fact.client))
+        self._deliveries.attach(fact.socket, now)
+
+    def _lose(self, fact: f.Lost, now: float) -> None:
+        self._socket = None
+        self._questions.clear()
+        self._deliveries.detach(now)
+        self._announce(Presence(online=False, node=self._node, since=fact.at, reason=fact.reason))
+
+    def _open_link(self, resumed: bool, now: float) -> None:
+        self._link_open = True
+        if self._presence is not None:
+            self._announce(self._presence)  # meanwhile the Will may have said otherwise
+        self._deliveries.link_opened(resumed, now)
+
+    def _move(self, now: float) -> None:
+        if self._socket is not None:
+            self._effects.append(f.Drop(self._socket, "replaced"))
+        self._socket = None
+        self._link_open = False
+        self._presence = None  # the new owner's to say
+        self._questions.clear()
+        self._deliveries.give_up(now)
+
+    def _tick(self, now: float) -> None:
+        while self._questions and next(iter(self._questions.values()))[1] <= now:
+            self._questions.popitem(last=False)
+            self._effects.append(f.Ignore("unanswered_question"))
+        self._deliveries.tick(now)
+
+    def _announce(self, presence: Presence) -> None:
+        """Publish presence; while the link is down only the last word is kept, to be said when it opens."""
+        self._presence = presence
+        if not self._link_open:
+            return
+        topic = self._topics.presence(self._serial)
+        body = msgspec.json.encode(presence)
+        self._effects.append(f.Publish(Message(topic, body, qos=1, retain=True, content_type=JSON_TYPE)))
+
+    def _device_event(self, fact: f.Emitted, now: float) -> None:
+        if fact.ack_id is not None and len(self._questions) >= self._limits.max_questions:
+            self._refuse(fact, "too many unanswered events")
+            return
+        try:
+            self._publish_event(fact, now)
+        except BadName as problem:
+            self._refuse(fact, f"event name: {problem}")
+        except (UnicodeEncodeError, RecursionError):
+            self._refuse(fact, "cannot be written as JSON")
+
+    def _publish_event(self, fact: f.Emitted, now: float) -> None:
+        question = None if fact.ack_id is None else f"{self._nonce}{self._next_question:x}"
+        payload, content_type, properties = encode_args(fact.args)
+        message = Message(
+            topic=self._topics.event(self._serial, fact.event, question),
+            payload=payload,
+            qos=1,
+            content_type=content_type,
+            response_topic=None if question is None else self._topics.reply(self._serial, fact.event, question),
+            correlation=None if question is None else question.encode(),
+            user_properties=properties,
+        )
+        if question is not None and fact.ack_id is not None:
+            self._next_question += 1
+            self._questions[question] = (fact.ack_id, now + self._limits.reply_timeout_s)
+        self._effects.append(f.Publish(message, droppable=True))
+        known = EVENTS.get(fact.event)
+        if known is not None and known.from_device:
+            self._effects.append(f.Relay(fact.socket, self._serial, fact.event, message))
+
+    def _refuse(self, fact: f.Emitted, problem: str) -> None:
+        if fact.ack_id is not None:
+            self._effects.append(f.Reply(fact.socket, fact.ack_id, refusal(problem)))
+        self._effects.append(f.Ignore("bad_event"))
+
+    def _replied(self, fact: f.Replied) -> None:
+        if fact.delivery is not None:
+            self._effects.append(f.Puback(fact.delivery))
+        question = self._questions.pop(fact.id, None)
+        if question is None or self._socket is None:
+            self._effects.append(f.Ignore("unknown_reply"))
+        else:
+            self._effects.append(f.Reply(self._socket, question[0], fact.args))
+
+
+def refusal(problem: str) -> Args:
+    """Return the ack of a device's event that the gateway cannot take."""
+    return ({"ack": False, "error_msg": problem},)
+
+
+def encode_args(args: Args) -> tuple[bytes, str, tuple[tuple[str, str], ...]]:
+    """Return event arguments as payload, content type and user properties.
+
+    None: empty. One: its JSON, or its bytes. Several: a JSON array, and the user property `args` with their number
+    (bytes within JSON are base64).
+
+    Raises:
+        UnicodeEncodeError, RecursionError: they cannot be written as JSON.
+    """
+    match args:
+        case ():
+            return b"", JSON_TYPE, ()
+        case (bytes() as binary,):
+            return binary, BINARY_TYPE, ()
+        case (one,):
+            return msgspec.json.encode(one), JSON_TYPE, ()
+    return msgspec.json.encode(args), JSON_TYPE, (("args", str(len(args))),)

@@ -1,0 +1,240 @@
+"""The MQTT contract: topic grammar and the JSON bodies the gateway publishes. Pure.
+
+Serials, rooms and event names come from strangers. A serial is checked; a room or event name is
+percent-encoded into exactly one topic level, so that nothing reaches a topic that is not its own.
+"""
+
+import re
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+import msgspec
+
+MAX_NAME_BYTES: Final = 128  # of a room, event or id before encoding: keeps topics short and memory bounded
+JSON_TYPE: Final = "application/json"
+BINARY_TYPE: Final = "application/octet-stream"
+
+_SERIAL = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PLAIN = re.compile(r"[A-Za-z0-9._:@=-]+")
+_NONCHARACTERS = "".join(f"{chr(p * 0x10000 + 0xFFFE)}{chr(p * 0x10000 + 0xFFFF)}" for p in range(17))
+# [MQTT-1.5.4] A text must not hold U+0000 and should not hold controls or non-characters; brokers close for it.
+_FORBIDDEN = rf"\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef{_NONCHARACTERS}"
+_ENCODED = re.compile(rf"[{_FORBIDDEN}/+#%]|\A\$")
+_NO_TEXT = re.compile(f"[{_FORBIDDEN}]")
+_NO_TOPIC = re.compile(f"[{_FORBIDDEN}+#]")
+_MAX_LEVELS: Final = 100  # of a Response Topic: EMQX takes 128 levels, mosquitto closes the connection above 201
+
+
+class BadName(ValueError):
+    """A room, event or id that cannot be one topic level; the text says why."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """The result of a command, as published on the acks topic or the Response Topic (JSON)."""
+
+    id: str
+    serial: str
+    event: str
+    status: str
+    final: bool
+    data: Any = None
+    error: str | None = None
+    attempts: int = 0
+    maybe_delivered: bool = False
+    latency_ms: float = 0.0
+    node: str = ""
+    late: bool = False
+
+
+class Client(msgspec.Struct, frozen=True):
+    """How a device is connected: Engine.IO generation, transport and the address it came from."""
+
+    engine: int
+    transport: str
+    address: str
+
+
+class Presence(msgspec.Struct, frozen=True):
+    """Whether a device is connected; retained on its presence topic and carried by its link's Will."""
+
+    online: bool
+    node: str
+    since: str | None = None  # RFC 3339, when it came or went; a Will cannot know
+    reason: str | None = None
+    client: Client | None = None
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """What one node says of itself; retained on its status topic, `online: false` by its Will."""
+
+    online: bool
+    node: str
+    version: str = ""
+    started: str = ""
+    devices: int = 0
+    sockets: int = 0
+
+
+class CommandTopic(msgspec.Struct, frozen=True):
+    """`devices/{serial}/commands/{event}[/{id}]`, decoded."""
+
+    serial: str
+    event: str
+    id: str | None
+
+
+class ReplyTopic(msgspec.Struct, frozen=True):
+    """`devices/{serial}/replies/{event}/{id}`, decoded."""
+
+    serial: str
+    event: str
+    id: str
+
+
+class RoomTopic(msgspec.Struct, frozen=True):
+    """`rooms/{room}/events/{event}`, decoded."""
+
+    room: str
+    event: str
+
+
+def is_serial(text: str) -> bool:
+    """Whether `text` may name a device."""
+    return _SERIAL.fullmatch(text) is not None
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` may be the id of a command, which goes into topics and user properties."""
+    return 0 < len(text) <= MAX_NAME_BYTES and not _NO_TEXT.search(text) and len(text.encode()) <= MAX_NAME_BYTES
+
+
+def encode_level(name: str) -> str:
+    """Return `name` as exactly one topic level.
+
+    Raises:
+        BadName: it is empty, longer than MAX_NAME_BYTES in UTF-8, or not text that UTF-8 can hold.
+    """
+    if _PLAIN.fullmatch(name) and len(name) <= MAX_NAME_BYTES:
+        return name
+    return _ENCODED.sub(lambda match: quote(match[0], safe=""), _checked(name))
+
+
+def decode_level(level: str) -> str:
+    """Return the name that a topic level stands for; the inverse of `encode_level`.
+
+    Raises:
+        BadName: it is empty, too long, or its percent-encoding is not UTF-8.
+    """
+    try:
+        return _checked(unquote(level, errors="strict"))
+    except UnicodeDecodeError:
+        raise BadName("percent-encoding is not UTF-8") from None
+
+
+def _checked(name: str) -> str:
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise BadName("not valid Unicode") from None
+    if not 0 < size <= MAX_NAME_BYTES:
+        raise BadName(f"must be 1 to {MAX_NAME_BYTES} bytes, is {size}")
+    return name
+
+
+class Topics:
+    """Builds and reads the topics under one prefix."""
+
+    __slots__ = ("_allowed_responses", "_devices", "_nodes", "_rooms", "prefix")
+
+    def __init__(self, prefix: str, response_topics: tuple[str, ...] = ("inbox/#",)) -> None:
+        self.prefix = prefix
+        self._devices = f"{prefix}/devices/"
+        self._rooms = f"{prefix}/rooms/"
+        self._nodes = f"{prefix}/nodes/"
+        self._allowed_responses = tuple(_filter_pattern(f"{prefix}/{allowed}") for allowed in response_topics)
+
+    def command(self, serial: str, event: str, id: str | None = None) -> str:
+        """Where a service publishes a command. Raises BadName."""
+        return self._device(serial, "commands", event, id)
+
+    def commands_filter(self, serial: str) -> str:
+        """Matches every command of a device, also those with a malformed topic, which are owed a refusal."""
+        return f"{self._devices}{serial}/commands/#"
+
+    def replies_filter(self, serial: str) -> str:
+        """Matches every reply to a device's events."""
+        return f"{self._devices}{serial}/replies/+/+"
+
+    def acks(self, serial: str, event: str, id: str | None = None) -> str:
+        """Where outcomes go that have no Response Topic. Raises BadName."""
+        return self._device(serial, "acks", event, id)
+
+    def event(self, serial: str, event: str, id: str | None = None) -> str:
+        """Where a device's event goes; with `id` when the device waits for a reply. Raises BadName."""
+        return self._device(serial, "events", event, id)
+
+    def reply(self, serial: str, event: str, id: str) -> str:
+        """Where a service answers a device's event. Raises BadName."""
+        return self._device(serial, "replies", event, id)
+
+    def presence(self, serial: str) -> str:
+        """A device's retained presence."""
+        return f"{self._devices}{serial}/presence"
+
+    def room(self, room: str, event: str) -> str:
+        """Where an event for every socket of a room goes. Raises BadName."""
+        return f"{self._rooms}{encode_level(room)}/events/{encode_level(event)}"
+
+    def rooms_filter(self) -> str:
+        """Matches the events of all rooms."""
+        return f"{self._rooms}+/events/+"
+
+    def node_status(self, node: str) -> str:
+        """A node's retained status."""
+        return f"{self._nodes}{node}/status"
+
+    def response_allowed(self, topic: str) -> bool:
+        """Whether the gateway, which publishes with its own rights, may and can answer to this Response Topic."""
+        if topic.count("/") >= _MAX_LEVELS or _NO_TOPIC.search(topic):
+            return False
+        return any(pattern.fullmatch(topic) for pattern in self._allowed_responses)
+
+    def parse(self, topic: str) -> CommandTopic | ReplyTopic | RoomTopic | BadName:
+        """Read a topic that a service published to; what cannot be read is returned as the reason."""
+        try:
+            if topic.startswith(self._devices):
+                return _parse_device(topic[len(self._devices) :].split("/"))
+            if topic.startswith(self._rooms):
+                return _parse_room(topic[len(self._rooms) :].split("/"))
+        except BadName as problem:
+            return problem
+        return BadName("not a topic of this gateway")
+
+    def _device(self, serial: str, kind: str, event: str, id: str | None) -> str:
+        topic = f"{self._devices}{serial}/{kind}/{encode_level(event)}"
+        return topic if id is None else f"{topic}/{encode_level(id)}"
+
+
+def _parse_device(levels: list[str]) -> CommandTopic | ReplyTopic | BadName:
+    match levels:
+        case [serial, "commands", event]:
+            return CommandTopic(serial, decode_level(event), None)
+        case [serial, "commands", event, id]:
+            return CommandTopic(serial, decode_level(event), decode_level(id))
+        case [serial, "replies", event, id]:
+            return ReplyTopic(serial, decode_level(event), decode_level(id))
+    return BadName("expected devices/{serial}/commands/{event}[/{id}] or …/replies/{event}/{id}")
+
+
+def _parse_room(levels: list[str]) -> RoomTopic | BadName:
+    match levels:
+        case [room, "events", event]:
+            return RoomTopic(decode_level(room), decode_level(event))
+    return BadName("expected rooms/{room}/events/{event}")
+
+
+def _filter_pattern(topic_filter: str) -> re.Pattern[str]:
+    # [MQTT-4.7.1] `+` is one level, a last `#` is the parent and everything below it.
+    pattern = re.escape(topic_filter).replace(r"\+", "[^/]+")
+    pattern = re.sub(r"/\\#\Z", "(?:/.*)?", pattern)
+    return re.compile(pattern)

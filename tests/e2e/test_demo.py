@@ -1,0 +1,112 @@
+"""`gateway demo` as a newcomer runs it: in a process of its own, to the end."""
+
+import asyncio
+import os
+import pty
+import re
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from gateway.brokers import BrokerUnavailable, Kind, find_broker
+from gateway.demo import CAST
+from tests.e2e.world import missing
+
+FINAL = {"acked", "nacked", "timeout", "lost", "offline", "expired", "rejected"}
+LINE = re.compile(r"(?P<serial>\w+)  (?P<event>\S+) +QoS (?P<qos>[01])  (?P<status>\w+) +[\d.]+ ms")
+
+
+@pytest.fixture(autouse=True)
+async def installed(kind: Kind, tmp_path: Path) -> None:
+    try:
+        await find_broker(kind, tmp_path, {})
+    except BrokerUnavailable as problem:
+        missing(str(problem))
+
+
+@asynccontextmanager
+async def demo(kind: Kind, *arguments: str, stdout: int = PIPE) -> AsyncIterator[Process]:
+    """The demo, with every warning an error; killed if the test does not see it end."""
+    command = (sys.executable, "-W", "error", "-X", "dev", "-m", "gateway", "demo", "--broker", kind)
+    process = await asyncio.create_subprocess_exec(
+        *command, *arguments, stdout=stdout, stderr=PIPE, env=os.environ | {"TERM": "xterm"}
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+async def until(process: Process, text: str) -> str:
+    """Read the output up to the first line with `text`, and return that line."""
+    assert process.stdout is not None
+    async for line in process.stdout:
+        if text in line.decode():
+            return line.decode()
+    raise AssertionError(f"the demo ended without {text!r}")
+
+
+async def refused(url: str) -> bool:
+    """Whether nobody listens there any more."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+    except ConnectionRefusedError:
+        return True
+    writer.close()
+    await writer.wait_closed()
+    return False
+
+
+async def test_every_command_gets_its_final_outcome(kind: Kind) -> None:
+    async with demo(kind, "--seconds", "5") as process:
+        output, errors = (text.decode() for text in await process.communicate())
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert "Warning" not in errors
+    told = [match.groupdict() for match in map(LINE.fullmatch, output.splitlines()) if match]
+    assert {line["serial"] for line in told} == {part.serial for part in CAST}
+    assert {line["status"] for line in told} <= FINAL
+    assert {line["qos"] for line in told if line["status"] == "acked"} == {"0", "1"}
+    counted = dict(re.findall(r"^  (\w+) +(\d+)   p50 .* p99 ", output, re.MULTILINE))
+    assert sum(map(int, counted.values())) == len(told)
+    assert f"{len(told)} commands, each got its final outcome" in output
+    assert await refused(re.findall(r"mqtt://\S+", output)[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_it_in_good_order(kind: Kind, number: signal.Signals) -> None:
+    async with demo(kind) as process:
+        address = await until(process, "mqtt://")
+        await until(process, "acked")
+        process.send_signal(number)
+        await until(process, "each got its final outcome")
+        assert await process.wait() == 0
+    assert await refused(address.strip())
+
+
+async def test_a_terminal_shows_a_table(kind: Kind) -> None:
+    ours, theirs = pty.openpty()
+    async with demo(kind, "--seconds", "1", stdout=theirs) as process:
+        os.close(theirs)
+        screen = await asyncio.to_thread(read_all, ours)
+        assert await process.wait() == 0
+    assert "last event" in screen
+    assert all(part.serial in screen for part in CAST)
+    assert not LINE.search(screen)
+
+
+def read_all(terminal: int) -> str:
+    """What was written to a terminal until its other side closed."""
+    chunks = []
+    with suppress(OSError):  # EIO: the other side closed
+        while chunk := os.read(terminal, 65536):
+            chunks.append(chunk)
+    os.close(terminal)
+    return b"".join(chunks).decode()

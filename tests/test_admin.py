@@ -1,0 +1,99 @@
+import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter
+
+from gateway import admin
+
+
+@asynccontextmanager
+async def serving(reasons: list[str], registry: CollectorRegistry) -> AsyncIterator[aiohttp.ClientSession]:
+    """The admin port on a free port of 127.0.0.1, and a client of it."""
+    runner = web.AppRunner(admin.application(lambda: reasons, registry))
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0][:2]
+        async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
+            yield session
+    finally:
+        await runner.cleanup()
+
+
+async def test_healthz_answers_whether_ready_or_not() -> None:
+    async with serving(["the broker is away"], CollectorRegistry()) as http, http.get("/healthz") as response:
+        assert (response.status, await response.text()) == (200, "ok")
+
+
+async def test_readyz_follows_the_reasons() -> None:
+    reasons: list[str] = []
+    async with serving(reasons, CollectorRegistry()) as http:
+        async with http.get("/readyz") as response:
+            assert (response.status, await response.json()) == (200, {"ready": True, "reasons": []})
+        reasons.append("the broker is away")
+        async with http.get("/readyz") as response:
+            assert response.status == 503
+            assert await response.json() == {"ready": False, "reasons": ["the broker is away"]}
+
+
+async def test_the_index_names_the_pages_and_there_are_no_others() -> None:
+    async with serving([], CollectorRegistry()) as http:
+        async with http.get("/") as response:
+            text = await response.text()
+        assert response.content_type == "text/plain"
+        for page in ("/healthz", "/readyz", "/metrics"):
+            assert page in text
+        async with http.get("/other") as response:
+            assert response.status == 404
+        async with http.post("/metrics") as response:
+            assert response.status == 405
+
+
+async def test_metrics_in_the_format_that_is_asked_for() -> None:
+    registry = CollectorRegistry()
+    Counter("gateway_things", "Things", registry=registry).inc(3)
+    async with serving([], registry) as http:
+        async with http.get("/metrics") as response:
+            plain = await response.text()
+        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        assert "gateway_things_total 3.0\n" in plain
+        assert "# EOF" not in plain
+        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        async with http.get("/metrics", headers=accept) as response:
+            opened = await response.text()
+        assert response.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+        assert opened.endswith("# EOF\n")
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text;version=abc",
+        "text/plain;version=x",
+        "application/openmetrics-text;version=1.é",
+    ],
+)
+async def test_a_nonsensical_accept_header_gets_the_plain_format(accept: str) -> None:
+    """The library's version parser raises TypeError on these, which was a 500."""
+    async with (
+        serving([], CollectorRegistry()) as http,
+        http.get("/metrics", headers={"Accept": accept}) as response,
+    ):
+        assert response.status == 200
+        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+
+
+async def test_the_registry_has_the_process() -> None:
+    gc.collect()
+    async with serving([], admin.registry()) as http, http.get("/metrics") as response:
+        text = await response.text()
+    for name in ("process_resident_memory_bytes", "python_info", "python_gc_collections_total"):
+        assert f"\n{name}" in text
+
+
+def test_registries_are_independent() -> None:
+    assert admin.registry() is not admin.registry()

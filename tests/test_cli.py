@@ -1,0 +1,268 @@
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from click.testing import CliRunner
+
+import gateway as gateway_package
+from gateway import __version__, config
+from gateway.__main__ import _put, main
+from gateway.auth import FileAuthenticator, hash_key
+
+PEPPER = {"GATEWAY_PEPPER": "salt and pepper"}
+
+
+def gateway(
+    *args: str | Path, environ: Mapping[str, str] | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run the real command, without the settings that the environment of the tests may have."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *map(str, args)],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        env=clean | dict(environ or {}),
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def bad_file(tmp_path: Path) -> Path:
+    path = tmp_path / "bad.toml"
+    path.write_text('[mqtt]\nurll = "mqtt://h"\n[devices]\nping_interval_s = "abc"\n')
+    return path
+
+
+BAD = ['mqtt.urll: unknown key, did you mean "url"?', 'devices.ping_interval_s: expected a number > 0, got "abc"']
+
+
+def test_version() -> None:
+    assert gateway("--version").stdout.strip() == f"gateway, version {__version__}"
+
+
+@pytest.mark.parametrize(
+    ("command", "promised"),
+    [
+        ([], "gateway demo"),
+        (["serve"], "gateway serve --mqtt"),
+        (["check"], "gateway check --example"),
+        (["demo"], "gateway demo --seconds 10"),
+        (["call"], "gateway call AC4178234415 device_status"),
+        (["devices", "add"], "gateway devices add --file"),
+    ],
+)
+def test_help_has_examples(command: list[str], promised: str) -> None:
+    done = gateway(*command, "--help")
+    assert done.returncode == 0
+    assert promised in done.stdout
+
+
+def test_help_does_not_import_what_is_heavy() -> None:
+    """`--help` once took as long as the imports of every command together."""
+    script = "import sys, gateway.__main__; print([m for m in ('aiohttp', 'msgspec', 'socketio') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_check_accepts_the_example(tmp_path: Path) -> None:
+    path = tmp_path / "gw.toml"
+    printed = gateway("check", "--example")
+    assert (printed.returncode, printed.stdout) == (0, config.example())
+    path.write_text(printed.stdout, "utf-8")
+    checked = gateway("check", "--config", path)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, f"{path}: ok\n", "")
+
+
+def test_check_prints_every_problem(bad_file: Path) -> None:
+    done = gateway("check", "--config", bad_file, environ={"GATEWAY_MQTT_KEEP_ALIVE_S": "0"})
+    expected = 'environment GATEWAY_MQTT_KEEP_ALIVE_S: expected a whole number from 1 to 65535, got "0"'
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [BAD[0], expected.replace('"0"', "0"), BAD[1]]
+
+
+def test_check_prints_warnings() -> None:
+    done = gateway("check", environ={"GATEWAY_SERVICE_HOST": "10.0.0.1"})
+    assert done.returncode == 0
+    assert done.stderr == "warning: environment GATEWAY_SERVICE_HOST: not a setting, ignored\n"
+
+
+def test_check_of_a_file_that_is_not_there(tmp_path: Path) -> None:
+    done = gateway("check", "--config", tmp_path / "none.toml")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"{tmp_path}/none.toml: cannot be read: No such file or directory\n",
+    )
+
+
+def test_serve_refuses_a_bad_configuration(bad_file: Path) -> None:
+    done = gateway("serve", "--config", bad_file)
+    assert (done.returncode, done.stderr.splitlines()) == (2, BAD)
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--listen", "8080"], '--listen: expected HOST:PORT such as 127.0.0.1:8080 or [::1]:8080, got "8080"'),
+        (["--admin", "h:x"], '--admin: expected HOST:PORT such as 127.0.0.1:8080 or [::1]:8080, got "h:x"'),
+        (["--node", "a/b"], '--node: expected 1 to 64 of A-Z a-z 0-9 . _ -, got "a/b"'),
+        (["--auth", "none"], '--auth: expected "open" or "file" or "broker", got "none"'),
+        (["--auth", ""], '--auth: expected "open" or "file" or "broker", got ""'),
+        (
+            ["--auth", "file:"],
+            '--auth: missing, expected the path of the keys because auth.mode is "file"',
+        ),
+        (["--log-format", "xml"], '--log-format: expected "human" or "json", got "xml"'),
+    ],
+)
+def test_serve_names_the_flag_that_is_wrong(flags: list[str], problem: str) -> None:
+    done = gateway("serve", *flags)
+    assert (done.returncode, done.stderr) == (2, problem + "\n")
+
+
+def test_serve_does_not_show_a_password() -> None:
+    done = gateway("serve", "--mqtt", "mqtt://user:s3cret@h:port")
+    assert done.returncode == 2
+    assert done.stderr.startswith("--mqtt: expected mqtt://")
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (["S1", "text_stop", "{id: 7}"], "JSON: "),
+        (["S1", "text_stop", "--mqtt", "localhost"], "--mqtt: expected mqtt://"),
+    ],
+)
+def test_call_refuses_what_it_cannot_send(args: list[str], problem: str) -> None:
+    done = gateway("call", *args)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(problem)
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    """The address of a port that somebody else has."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def closed() -> str:
+    """The address of a port where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_serve_says_that_a_port_is_taken(taken: str, closed: str) -> None:
+    done = gateway("serve", "--listen", taken, "--admin", "127.0.0.1:0", "--mqtt", f"mqtt://{closed}")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("cannot serve: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_serve_says_that_the_pepper_is_missing(tmp_path: Path) -> None:
+    keys = tmp_path / "devices"
+    keys.write_text("")
+    done = gateway("serve", "--auth", f"file:{keys}", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+    assert done.returncode == 2
+    assert "GATEWAY_PEPPER" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_call_without_a_broker(closed: str) -> None:
+    done = gateway("call", "S1", "text_stop", environ={"GATEWAY_MQTT_URL": f"mqtt://u:s3cret@{closed}"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("cannot call S1: ")
+    assert "s3cret" not in done.stderr
+
+
+def add(path: Path, serial: str, key: str) -> subprocess.CompletedProcess[str]:
+    return gateway("devices", "add", "--file", path, serial, environ=PEPPER, stdin=key)
+
+
+def entry(serial: str, key: str) -> str:
+    return f"{serial}:{hash_key(serial, key, PEPPER['GATEWAY_PEPPER'].encode())}"
+
+
+def test_devices_add_writes_a_line_that_only_its_owner_reads(tmp_path: Path) -> None:
+    path = tmp_path / "devices"
+    done = add(path, "AC1", "k:ey\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}: AC1 may connect\n", "")
+    assert path.read_text() == entry("AC1", "k:ey") + "\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_devices_add_replaces_one_line_and_keeps_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "devices"
+    path.write_text(f"# hall\n{entry('AC1', 'old')}\n{entry('AC11', 'other')}")
+    assert add(path, "AC1", "new").returncode == 0
+    assert path.read_text().splitlines() == ["# hall", entry("AC11", "other"), entry("AC1", "new")]
+    FileAuthenticator.load(path, b"")
+
+
+def test_devices_added_at_once_are_all_kept(tmp_path: Path) -> None:
+    """Whoever reads the file, changes it and writes it back must have it alone meanwhile."""
+    path = tmp_path / "devices"
+    serials = [f"AC{number}" for number in range(100)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda serial: _put(path, serial, "hash"), serials))
+    assert sorted(path.read_text().splitlines()) == sorted(f"{serial}:hash" for serial in serials)
+
+
+def test_devices_add_follows_a_symbolic_link(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_text("")
+    link.symlink_to(real)
+    assert add(link, "AC1", "key").returncode == 0
+    assert link.is_symlink()
+    assert real.read_text() == entry("AC1", "key") + "\n"
+
+
+@pytest.mark.parametrize(
+    ("serial", "key", "environ", "problem"),
+    [
+        ("AC1", "key", {}, "GATEWAY_PEPPER is not set: export the secret that the gateway runs with"),
+        ("AC1", "\n", PEPPER, "the key is empty: type it when asked, or pipe it in as one line"),
+        ("a/b", "key", PEPPER, "SERIAL: expected 1 to 64 of A-Z a-z 0-9 . _ -"),
+    ],
+)
+def test_devices_add_refuses(tmp_path: Path, serial: str, key: str, environ: dict[str, str], problem: str) -> None:
+    done = gateway("devices", "add", "--file", tmp_path / "devices", serial, environ=environ, stdin=key)
+    assert (done.returncode, done.stderr) == (2, problem + "\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_devices_add_where_there_is_no_directory(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "devices"
+    done = add(path, "AC1", "key")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{path}: cannot be written: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_demo_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra, `gateway demo` is one line with the command that installs it."""
+
+    def run(*_: object, **__: object) -> int:
+        raise ModuleNotFoundError("No module named 'rich'", name="rich")
+
+    fake = ModuleType("gateway.demo")
+    monkeypatch.setattr(fake, "run", run, raising=False)
+    monkeypatch.setitem(sys.modules, "gateway.demo", fake)
+    monkeypatch.setattr(gateway_package, "demo", fake, raising=False)
+    done = CliRunner().invoke(main, ["demo"])
+    hint = "pip install 'socketio-mqtt-gateway[demo]'"
+    assert (done.exit_code, done.stderr) == (2, f"the demo needs rich, which is not installed: {hint}\n")

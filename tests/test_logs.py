@@ -1,0 +1,118 @@
+"""Log lines: one record stays one line, whatever a peer puts into it."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gateway import logs
+from gateway.config import Log
+from gateway.logs import MAX_VALUE_CHARS
+
+HOSTILE = "x\n12:00:00.000 ERROR forged\x1b[31m\r\x00\x9b\u2028\u202e\ud800"
+FORMATTERS = {"human": logs._Human(), "json": logs._Json()}
+
+
+def record(message: str = "device here", exc_info: Any = None, **extra: object) -> logging.LogRecord:
+    made = logging.makeLogRecord({"msg": message, "levelno": logging.INFO, "levelname": "INFO", "name": "gateway.x"})
+    made.exc_info = exc_info
+    vars(made).update(extra)
+    return made
+
+
+def as_json(made: logging.LogRecord) -> Any:
+    return json.loads(FORMATTERS["json"].format(made))
+
+
+def raised(message: str) -> Any:
+    try:
+        raise ValueError(message)
+    except ValueError:
+        return sys.exc_info()
+
+
+def test_for_people() -> None:
+    line = FORMATTERS["human"].format(record(serial="s1", code=135, took_s=0.5))
+    time, rest = line.split(" ", 1)
+    assert len(time) == len("12:00:00.000")
+    assert rest == "INFO    device here serial=s1 code=135 took_s=0.5"
+
+
+def test_for_machines() -> None:
+    made = record(serial="s1", code=135, ok=True, reason=None, filters=("a/#",))
+    assert as_json(made) == {
+        "time": round(made.created, 3),
+        "level": "info",
+        "logger": "gateway.x",
+        "message": "device here",
+        "serial": "s1",
+        "code": 135,
+        "ok": True,
+        "reason": "None",
+        "filters": "('a/#',)",
+    }
+
+
+@pytest.mark.parametrize("form", FORMATTERS)
+@pytest.mark.parametrize("where", ["message", "field", "exception"])
+def test_no_control_character_gets_through(form: str, where: str) -> None:
+    made = {
+        "message": record(HOSTILE),
+        "field": record(reason=HOSTILE),
+        "exception": record(exc_info=raised(HOSTILE)),
+    }[where]
+    text = FORMATTERS[form].format(made)
+    if form == "json":
+        assert text.isprintable()
+        text = "\n  ".join(f"{value}" for value in json.loads(text).values()).replace("\n", "\n  ")
+    assert "�[31m" in text
+    first, *rest = text.split("\n")
+    assert first.isprintable()
+    for line in rest:  # only a traceback has more lines, and none of them can be taken for a line of the log
+        assert line.startswith("  ")
+        assert line.isprintable()
+
+
+@pytest.mark.parametrize("form", FORMATTERS)
+def test_what_is_long_is_cut(form: str) -> None:
+    huge = "x" * 1_000_000
+    lines = FORMATTERS[form].format(record(huge, raised(huge), reason=huge, problem="\n" * 1_000_000))
+    assert len(lines) < 4 * MAX_VALUE_CHARS + 1000
+    assert "x" * MAX_VALUE_CHARS + "…" in lines
+
+
+@settings(suppress_health_check=[HealthCheck.differing_executors])
+@given(st.text(st.characters()), st.text(st.characters()) | st.integers(-(2**63), 2**63) | st.floats() | st.binary())
+def test_formatting_never_fails(message: str, value: object) -> None:
+    made = record(message.replace("%", ""), value=value)
+    assert FORMATTERS["human"].format(made).isprintable()
+    assert isinstance(as_json(made), dict)
+
+
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    """The root logger, put back afterwards."""
+    logger = logging.getLogger()
+    handlers, level = logger.handlers[:], logger.level
+    for handler in handlers:
+        logger.removeHandler(handler)  # `configure` closes what it finds
+    yield logger
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+def test_configure(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(Log(level="warning", format="json"))
+    logs.configure(Log(level="info", format="json"))  # again, as a reload does: one handler is enough
+    logging.getLogger("gateway.test").info("device %s", "here", extra={"serial": "s1"})
+    logging.getLogger("gateway.test").debug("too much")
+    out, err = capsys.readouterr()
+    assert not out
+    (line,) = err.splitlines()
+    assert json.loads(line)["message"] == "device here"
+    assert root.level == logging.INFO
