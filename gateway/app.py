@@ -7,6 +7,7 @@ import secrets
 import signal
 import ssl
 from pathlib import Path
+from typing import Final
 
 import uvloop
 from aiohttp import web
@@ -19,16 +20,20 @@ from gateway.commands import CommandReader, Policy
 from gateway.config import Auth, Config, ConfigError
 from gateway.delivery import Limits
 from gateway.devices import Devices, LinkSettings, Surroundings
+from gateway.engine.options import EngineOptions
 from gateway.frontdoor import FrontDoor
 from gateway.metrics import Metrics
 from gateway.mqtt import Credentials
 from gateway.mqtt.link import Backoff
 from gateway.node import Node
 from gateway.rooms import RoomPolicy, Rooms
-from gateway.sockets import Socket, SocketOptions, SocketServer
+from gateway.sockets import Socket, SocketServer
 from gateway.topics import Topics
 
 log = logging.getLogger(__name__)
+
+COMPRESS_OVER_BYTES: Final = 1024  # below, it costs more than it saves
+KEEP_ALIVE_S: Final = 75.0  # of an idle HTTP connection: longer than the pause between two polls of a sleepy device
 
 
 class Gateway:
@@ -44,7 +49,7 @@ class Gateway:
         links = _link_settings(config)
         rooms: Rooms[Socket] = Rooms()
         self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), metrics)
-        self._sockets = SocketServer(self._door, _socket_options(config))
+        self._sockets = SocketServer(self._door, _engine_options(config), config.devices.path)
         own = _credentials(config.mqtt.url)
         self._node = Node(config.node, topics, links, own, rooms, lambda: len(self._devices))
         around = Surroundings(
@@ -113,7 +118,9 @@ class Gateway:
         ]
 
     async def _listen(self, name: str, app: web.Application, where: Listen) -> None:
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=1.0
+        )
         self._listeners[name] = runner
         await runner.setup()
         await web.TCPSite(runner, where.host, where.port).start()
@@ -178,14 +185,21 @@ def _credentials(url: BrokerUrl) -> Credentials:
     return Credentials(url.username, None if url.password is None else url.password.encode())
 
 
-def _socket_options(config: Config) -> SocketOptions:
+def _engine_options(config: Config) -> EngineOptions:
     devices = config.devices
-    return SocketOptions(
-        path=devices.path,
+    return EngineOptions(
         ping_interval_s=devices.ping_interval_s,
         ping_timeout_s=devices.ping_timeout_s,
+        upgrade_timeout_s=devices.upgrade_timeout_s,
+        admission_timeout_s=devices.auth_timeout_s,
+        max_handshakes=devices.max_unauthenticated,
         max_payload_bytes=devices.max_payload_bytes,
+        max_buffer_bytes=devices.max_buffer_bytes,
         origins=devices.origins,
+        missing_eio_is_3=devices.missing_eio_is_3,
+        cookie=devices.cookie or None,
+        compress_polls_over_bytes=COMPRESS_OVER_BYTES if devices.compress_polls else None,
+        deflate_websockets_over_bytes=COMPRESS_OVER_BYTES if devices.deflate_websockets else None,
     )
 
 

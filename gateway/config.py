@@ -75,7 +75,14 @@ class Devices(Struct, frozen=True, forbid_unknown_fields=True):
     ping_interval_s: Annotated[Seconds, _about("Time between heartbeats")] = 25.0
     ping_timeout_s: Annotated[Seconds, _about("How late a heartbeat may be")] = 20.0
     max_payload_bytes: Annotated[Bytes, _about("The largest message taken from a device")] = 1_000_000
-    auth_timeout_s: Annotated[Seconds, _about("Time that an authentication may take")] = 30.0
+    max_buffer_bytes: Annotated[Bytes, _about("What may wait for a device before it is closed as slow")] = 1_048_576
+    auth_timeout_s: Annotated[Seconds, _about("Time to authenticate, or to join a room, before it is closed")] = 30.0
+    max_unauthenticated: Annotated[Count, _about("Sockets that have done neither; more are answered 503")] = 10_000
+    upgrade_timeout_s: Annotated[Seconds, _about("Time to move from polling to a WebSocket")] = 10.0
+    missing_eio_is_3: Annotated[bool, _about("Take clients that name no Engine.IO version for version 3")] = False
+    compress_polls: Annotated[bool, _about("Compress long polls of clients that accept it")] = True
+    deflate_websockets: Annotated[bool, _about("Offer permessage-deflate, at about 100 KB of memory a socket")] = False
+    cookie: Annotated[str, _about("A cookie that names the session, such as io; none if empty")] = ""
 
 
 class Admin(Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,6 +19,7 @@ from gateway.addresses import BrokerUrl
 from gateway.auth import Authenticator, DeviceKey, Verdict
 from gateway.commands import CommandReader
 from gateway.delivery import Limits
+from gateway.engine.effects import CloseReason
 from gateway.metrics import Metrics
 from gateway.mqtt import (
     Closed,
@@ -222,7 +223,7 @@ class Device:
             case f.Relay():
                 self._around.node_link.relay(effect.socket, effect.room, effect.event, effect.message)
             case f.Drop():
-                self._around.sockets.close(effect.socket, effect.reason)
+                self._around.sockets.close(effect.socket, CloseReason(effect.reason))
             case f.Ignore():
                 log.debug("ignored: %s", effect.what)
 
@@ -278,14 +279,20 @@ class Devices:
     def __iter__(self) -> Iterator[Device]:
         return iter(tuple(self._devices.values()))
 
-    async def admit(self, claim: DeviceKey) -> Device | Verdict:
+    async def admit(self, claim: DeviceKey, accepted: Callable[[], None]) -> Device | Verdict:
         """Check a claim and open the device's link; return the device, ready to be attached, or the verdict.
 
         While the broker, or who else must say yes, is away, it waits: a device is not told that its key is wrong.
+
+        Args:
+            accepted: called when the key is known to be right, and only the broker is still waited for.
         """
         if self._authenticator is not None:
             verdict = await self._authenticator.check(claim)
-            return await self._open(claim.serial, self._credentials) if verdict is Verdict.ACCEPTED else verdict
+            if verdict is not Verdict.ACCEPTED:
+                return verdict
+            accepted()
+            return await self._open(claim.serial, self._credentials)
         return await self._prove(claim)
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ from gateway import facts as f
 from gateway.auth import NOT_VALID, DeviceKey, Malformed, Verdict, parse_signature
 from gateway.catalog import Args
 from gateway.devices import Device, Devices
+from gateway.engine.effects import CloseReason
 from gateway.metrics import Metrics
 from gateway.rooms import Refused, RoomPolicy, Rooms
 from gateway.session import refusal
@@ -53,7 +54,7 @@ class FrontDoor:
         if isinstance(socket.device, Device):
             socket.device.handle(f.Acked(socket.number, emit_id, args))
 
-    def closed(self, socket: Socket, reason: str) -> None:
+    def closed(self, socket: Socket, reason: CloseReason) -> None:
         """Take the socket out of everything it was in."""
         self._metrics.sockets.dec()
         self._rooms.leave_all(socket)
@@ -85,7 +86,7 @@ class FrontDoor:
         try:
             claim = parse_signature(data)
         except Malformed as problem:
-            log.info("signature malformed", extra={"address": socket.client.address, "problem": str(problem)})
+            log.info("signature malformed", extra={"address": socket.address, "problem": str(problem)})
             self._fail(socket)
             return
         if isinstance(socket.device, Device):
@@ -97,19 +98,20 @@ class FrontDoor:
 
     async def _admit(self, socket: Socket, claim: DeviceKey) -> None:
         try:
-            admitted = await self._devices.admit(claim)
+            admitted = await self._devices.admit(claim, lambda: self._sockets.admit(socket.number))
         finally:
             self._authentications.pop(socket.number, None)
         if isinstance(admitted, Device):
-            log.info("device here", extra={"serial": claim.serial, "address": socket.client.address})
+            log.info("device here", extra={"serial": claim.serial, "address": socket.address})
             socket.device = admitted
+            self._sockets.admit(socket.number)
             self._sockets.emit(socket.number, "auth:ok")
             admitted.attach(socket)
         elif admitted is Verdict.DENIED:
-            log.info("signature wrong", extra={"serial": claim.serial, "address": socket.client.address})
+            log.info("signature wrong", extra={"serial": claim.serial, "address": socket.address})
             self._fail(socket)
         else:
-            self._sockets.close(socket.number, "unavailable")
+            self._sockets.close(socket.number, CloseReason.REPLACED)  # by another node, meanwhile
 
     def _fail(self, socket: Socket) -> None:
         self._sockets.emit(socket.number, "auth:fail", ({"error_msg": NOT_VALID},))
@@ -123,6 +125,7 @@ class FrontDoor:
             if event == "join_room":
                 serial = socket.device.serial if isinstance(socket.device, Device) else None
                 self._rooms.join(socket, self._policy.check(room, serial))
+                self._sockets.admit(socket.number)
             else:
                 self._rooms.leave(socket, room if isinstance(room, str) else "")
         except Refused as problem:

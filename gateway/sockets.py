@@ -1,49 +1,46 @@
-"""The Socket.IO side: all contact with python-socketio, of which non-public parts are used.
+"""The Socket.IO side: every socket of this node, what its peer says, and what is said to it.
 
-python-socketio keeps packets and namespaces. What the stock server cannot do is overridden here: events and acks
-are handed over in order, with their ack ids, without a task each; writes are synchronous.
-tests/test_sockets.py fails when an upgrade changes the seam.
+Events and acks are handed to one owner, in order and with their ack ids, without a task each; writes are synchronous
+and never wait.
 """
 
-import asyncio
 import logging
+from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import Any, Protocol
 
-import engineio.packet
-import msgspec
-import socketio
-import socketio.packet
 from aiohttp import web
+from socketio import packet as sio
 
 from gateway.catalog import Args
+from gateway.engine.connection import Connection, Pending
+from gateway.engine.effects import CloseReason
+from gateway.engine.faults import PeerFaults
+from gateway.engine.options import EngineOptions
+from gateway.socketio_server import Packet, Server
 from gateway.topics import Client
 
 log = logging.getLogger(__name__)
 
 NAMESPACE = "/"
-_REASONS = {  # python-engineio's words → the close reasons of the contract
-    "client disconnect": "client",
-    "server disconnect": "server",
-    "ping timeout": "ping-timeout",
-    "transport close": "transport-close",
-    "transport error": "transport-error",
-}
 
 
 class Socket:
     """One Socket.IO connection; `number` names it within this process."""
 
-    __slots__ = ("client", "closing", "device", "engine_sid", "number", "rooms", "sid")
+    __slots__ = ("address", "connection", "device", "number", "rooms")
 
-    def __init__(self, number: int, sid: str, engine_sid: str, client: Client) -> None:
+    def __init__(self, number: int, connection: Connection) -> None:
         self.number = number
-        self.sid = sid
-        self.engine_sid = engine_sid
-        self.client = client
+        self.connection = connection
+        self.address = str(connection.environ.get("REMOTE_ADDR", ""))
         self.rooms: set[str] | None = None
-        self.closing: str | None = None  # the reason that we gave
         self.device: object = None  # who it authenticated as; the owner's to set
+
+    @property
+    def client(self) -> Client:
+        """How it is connected, now."""
+        return Client(self.connection.generation.revision, str(self.connection.transport), self.address)
 
 
 class SocketOwner(Protocol):
@@ -58,71 +55,26 @@ class SocketOwner(Protocol):
     def acked(self, socket: Socket, emit_id: int, args: Args) -> None:
         """The peer acked an emission, or claims to."""
 
-    def closed(self, socket: Socket, reason: str) -> None:
+    def closed(self, socket: Socket, reason: CloseReason) -> None:
         """The socket is gone; said once."""
 
 
-class SocketOptions(msgspec.Struct, frozen=True):
-    """How devices connect."""
+class _Server(Server):
+    """Hands events and acks of the one namespace over."""
 
-    path: str
-    ping_interval_s: float
-    ping_timeout_s: float
-    max_payload_bytes: int
-    origins: tuple[str, ...]
-
-
-class _Json:
-    """The JSON module of our packets: passes `msgspec.Raw` through."""
-
-    @staticmethod
-    def dumps(value: Any, **_: Any) -> str:
-        return msgspec.json.encode(value).decode()
-
-    @staticmethod
-    def loads(text: str, **_: Any) -> Any:
-        try:
-            return msgspec.json.decode(text)
-        except (msgspec.DecodeError, RecursionError) as problem:
-            raise ValueError(str(problem)) from None
-
-
-class _Packet(socketio.packet.Packet):  # type: ignore[misc]
-    json = _Json  # on a class of ours: python-socketio's `json` argument would change every packet of the process
-
-
-class _Server(socketio.AsyncServer):  # type: ignore[misc]
-    """python-socketio's server with events and acks handed to `SocketServer`."""
-
-    def __init__(self, sockets: "SocketServer", **options: Any) -> None:
-        super().__init__(serializer=_Packet, async_mode="aiohttp", async_handlers=False, **options)
+    def __init__(self, sockets: "SocketServer", options: EngineOptions) -> None:
+        quiet = logging.getLogger(f"{__name__}.socketio")
+        quiet.setLevel(logging.WARNING)  # it logs each packet at INFO
+        super().__init__(options, logger=quiet)
         self._sockets = sockets
 
-    async def _handle_eio_message(self, eio_sid: str, data: Any) -> None:
-        try:
-            await super()._handle_eio_message(eio_sid, data)
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            IndexError,
-            RecursionError,
-        ) as problem:  # a packet that is none
-            self._sockets.malformed(eio_sid, problem)
+    def event(self, connection: Connection, packet: Packet) -> Pending:
+        self._sockets.emitted(connection, packet.data[0], tuple(packet.data[1:]), packet.id)
+        return None
 
-    async def _handle_event(self, eio_sid: str, namespace: str | None, id: Any, data: Any) -> None:
-        if not (isinstance(data, list) and data and isinstance(data[0], str)):
-            raise ValueError("an event needs a name")
-        self._sockets.emitted(self._sid(eio_sid, namespace), data[0], tuple(data[1:]), id)
-
-    async def _handle_ack(self, eio_sid: str, namespace: str | None, id: Any, data: Any) -> None:
-        if not isinstance(data, list) or id is None:
-            raise ValueError("an ack needs an id and a list")
-        self._sockets.acked(self._sid(eio_sid, namespace), id, tuple(data))
-
-    def _sid(self, eio_sid: str, namespace: str | None) -> str | None:
-        sid: str | None = self.manager.sid_from_eio_sid(eio_sid, namespace or NAMESPACE)
-        return sid
+    def ack(self, connection: Connection, packet: Packet) -> Pending:
+        self._sockets.acked(connection, packet.id, tuple(packet.data))
+        return None
 
 
 class SocketServer:
@@ -130,116 +82,89 @@ class SocketServer:
 
     Args:
         owner: told what happens on them.
+        path: where devices connect, with and without a slash at its end.
     """
 
-    def __init__(self, owner: SocketOwner, options: SocketOptions) -> None:
+    def __init__(self, owner: SocketOwner, options: EngineOptions, path: str) -> None:
         self._owner = owner
-        self._path = options.path
+        self._path = path
         self._numbers = count(1)
         self._by_number: dict[int, Socket] = {}
-        self._by_sid: dict[str, Socket] = {}
-        self._closing: set[asyncio.Task[None]] = set()
-        self._server = _Server(
-            self,
-            ping_interval=options.ping_interval_s,
-            ping_timeout=options.ping_timeout_s,
-            max_http_buffer_size=options.max_payload_bytes,
-            cors_allowed_origins=list(options.origins) or None,
-            logger=logging.getLogger(f"{__name__}.socketio"),
-            engineio_logger=logging.getLogger(f"{__name__}.engineio"),
-        )
-        for noisy in ("socketio", "engineio"):  # they log payloads at INFO
-            logging.getLogger(f"{__name__}.{noisy}").setLevel(logging.WARNING)
+        self._by_engine_sid: dict[str, Socket] = {}
+        self._server = _Server(self, options)
         self._server.on("connect", self._connected)
         self._server.on("disconnect", self._disconnected)
 
     def __len__(self) -> int:
         return len(self._by_number)
 
-    def __getitem__(self, number: int) -> Socket:
-        """Return an open socket. Raises KeyError."""
-        return self._by_number[number]
+    def __iter__(self) -> Iterator[Socket]:
+        return iter(tuple(self._by_number.values()))
 
     def attach(self, app: web.Application) -> None:
-        """Serve devices from this application."""
-        self._server.attach(app, socketio_path=self._path.strip("/"))
+        """Serve devices from this application, which must be run with `handler_cancellation`."""
+        self._server.eio.attach(app, self._path)
+        logging.getLogger("aiohttp.server").addFilter(PeerFaults())
+
+    def admit(self, number: int) -> None:
+        """The peer is somebody: its socket may stay."""
+        socket = self._by_number.get(number)
+        if socket is not None:
+            socket.connection.admit()
 
     def emit(self, number: int, event: str, args: Args = (), emit_id: int | None = None) -> None:
         """Emit an event; with `emit_id` the peer is asked for an ack. Nothing happens if the socket is gone."""
         socket = self._by_number.get(number)
         if socket is not None:
-            self._send(socket, _Packet(socketio.packet.EVENT, data=[event, *args], id=emit_id))
+            packet = Packet(sio.EVENT, data=[event, *args], id=emit_id)
+            self._server.write(socket.connection.sid, packet)
 
-    def emit_to(self, sockets: "list[Socket]", event: str, args: Args) -> None:
+    def emit_to(self, sockets: Iterable[Socket], event: str, args: Args) -> None:
         """Emit an event to many sockets, encoded once."""
-        encoded = _Packet(socketio.packet.EVENT, data=[event, *args]).encode()
+        encoded = Packet(sio.EVENT, data=[event, *args]).encode()
         for socket in sockets:
-            self._write(socket, encoded)
+            self._server.write_encoded(socket.connection.sid, encoded)
 
     def reply(self, number: int, ack_id: int, args: Args) -> None:
         """Ack the peer's own event. Nothing happens if the socket is gone."""
         socket = self._by_number.get(number)
         if socket is not None:
-            self._send(socket, _Packet(socketio.packet.ACK, data=list(args), id=ack_id))
+            self._server.write(socket.connection.sid, Packet(sio.ACK, data=list(args), id=ack_id))
 
-    def close(self, number: int, reason: str) -> None:
-        """Close a socket; its owner hears this reason."""
+    def close(self, number: int, reason: CloseReason) -> None:
+        """Close a socket; its owner hears this reason, at once or when its turn is over."""
         socket = self._by_number.get(number)
-        if socket is None or socket.closing is not None:
-            return
-        socket.closing = reason
-        task = asyncio.create_task(self._server.disconnect(socket.sid), name=f"close-{socket.number}")
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        if socket is not None:
+            socket.connection.close(reason)
 
     async def shutdown(self) -> None:
-        """Close every socket and stop."""
-        for number in tuple(self._by_number):
-            self.close(number, "shutdown")
-        await asyncio.gather(*self._closing, return_exceptions=True)
-        await self._server.shutdown()
+        """Close every socket, refuse new ones, and return when all owners were told."""
+        await self._server.eio.shutdown()
 
-    def malformed(self, engine_sid: str, problem: Exception) -> None:
-        """Close the connection that sent something that is no packet."""
-        log.warning("malformed packet", extra={"problem": str(problem)[:200]})
-        sid = self._server.manager.sid_from_eio_sid(engine_sid, NAMESPACE)
-        socket = self._by_sid.get(sid or "")
+    def emitted(self, connection: Connection, event: str, args: Args, ack_id: int | None) -> None:
+        """An event came in; one for another namespace, or before the socket joined, has no meaning."""
+        socket = self._by_engine_sid.get(connection.sid)
         if socket is not None:
-            self.close(socket.number, "malformed")
-
-    def emitted(self, sid: str | None, event: str, args: Args, ack_id: int | None) -> None:
-        """An event came in for a socket, if it is still there."""
-        socket = self._by_sid.get(sid or "")
-        if socket is not None and socket.closing is None:
             self._owner.emitted(socket, event, args, ack_id)
 
-    def acked(self, sid: str | None, emit_id: int, args: Args) -> None:
-        """An ack came in for a socket, if it is still there."""
-        socket = self._by_sid.get(sid or "")
-        if socket is not None and socket.closing is None:
+    def acked(self, connection: Connection, emit_id: int, args: Args) -> None:
+        """An ack came in."""
+        socket = self._by_engine_sid.get(connection.sid)
+        if socket is not None:
             self._owner.acked(socket, emit_id, args)
 
-    async def _connected(self, sid: str, environ: dict[str, Any], auth: Any = None) -> None:
-        engine_sid = self._server.manager.eio_sid_from_sid(sid, NAMESPACE)
-        request: web.Request = environ["aiohttp.request"]
-        client = Client(4, self._server.transport(sid), request.remote or "")
-        socket = Socket(next(self._numbers), sid, engine_sid, client)
-        self._by_number[socket.number] = self._by_sid[sid] = socket
+    async def _connected(self, sid: str, _environ: dict[str, Any], _auth: Any = None) -> None:
+        connection = self._server.eio.get(self._server.manager.eio_sid_from_sid(sid, NAMESPACE))
+        if connection is None:
+            return
+        socket = Socket(next(self._numbers), connection)
+        self._by_number[socket.number] = self._by_engine_sid[connection.sid] = socket
         self._owner.connected(socket)
 
-    async def _disconnected(self, sid: str, reason: str = "") -> None:
-        socket = self._by_sid.pop(sid, None)
+    async def _disconnected(self, sid: str, reason: str) -> None:
+        socket = self._by_engine_sid.pop(self._server.manager.eio_sid_from_sid(sid, NAMESPACE), None)
         if socket is None:
             return
         del self._by_number[socket.number]
-        self._owner.closed(socket, socket.closing or _REASONS.get(reason, "transport-error"))
-
-    def _send(self, socket: Socket, packet: _Packet) -> None:
-        self._write(socket, packet.encode())
-
-    def _write(self, socket: Socket, encoded: str | list[str | bytes]) -> None:
-        engine = self._server.eio.sockets.get(socket.engine_sid)
-        if engine is None or engine.closed or engine.closing:
-            return
-        for part in [encoded] if isinstance(encoded, str) else encoded:
-            engine.queue.put_nowait(engineio.packet.Packet(engineio.packet.MESSAGE, data=part))
+        socket.connection.close(CloseReason.CLIENT)  # it left the only namespace there is
+        self._owner.closed(socket, CloseReason(reason))

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from gateway.brokers import BrokerUnavailable, LocalBroker, local_broker
-from tests.e2e.world import WAIT_S, Device, device, gateway, missing, program, service
+from tests.clients.install import missing, program
+from tests.e2e.world import WAIT_S, Device, device, gateway, service
 
 ACL = Path(__file__).parents[2] / "deploy" / "mosquitto" / "acl"
 

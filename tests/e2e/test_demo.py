@@ -15,7 +15,7 @@ import pytest
 
 from gateway.brokers import BrokerUnavailable, Kind, find_broker
 from gateway.demo import CAST
-from tests.e2e.world import missing
+from tests.clients.install import missing
 
 FINAL = {"acked", "nacked", "timeout", "lost", "offline", "expired", "rejected"}
 LINE = re.compile(r"(?P<serial>\w+)  (?P<event>\S+) +QoS (?P<qos>[01])  (?P<status>\w+) +[\d.]+ ms")

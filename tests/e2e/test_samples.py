@@ -1,7 +1,7 @@
 """The samples of device-protocol.zh.md, run by the real JavaScript client against the gateway.
 
-They stand in js/ as the document has them; only the URL is replaced, and the placeholder of the signature. The memo
-sample's last statement, which leaves the room, is run when the test says so: the document has it run at once.
+They stand in tests/clients/ as the document has them; only the URL is replaced, and the placeholder of the signature.
+The memo sample's last statement, which leaves the room, is run when the test says so: the document has it run at once.
 """
 
 import asyncio
@@ -15,17 +15,14 @@ from pathlib import Path
 import pytest
 
 from gateway.brokers import LocalBroker
-from tests.e2e.world import WAIT_S, Node, Service, gateway, program
-
-JS = Path(__file__).with_name("js")
+from tests.clients.install import HERE, installed, program
+from tests.e2e.world import WAIT_S, Node, Service, gateway
 
 
 @pytest.fixture(scope="module")
 def node_js() -> str:
-    """Node.js, with the clients of package.json installed."""
-    if not (JS / "node_modules" / "socket.io-client").exists():
-        command = [program("npm"), "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"]
-        subprocess.run(command, cwd=JS, check=True, timeout=300)
+    """Node.js, with the clients installed."""
+    installed("sio48")
     return program("node")
 
 
@@ -48,7 +45,7 @@ class Page:
 async def page(node_js: str, sample: str, url: str) -> AsyncIterator[Page]:
     signature = base64.b64encode(b"AC4178234415:key").decode()
     process = await asyncio.create_subprocess_exec(
-        node_js, "page.js", f"{sample}.js", url, signature, cwd=JS, stdin=PIPE, stdout=PIPE
+        node_js, "page.js", f"{sample}.js", url, signature, cwd=HERE, stdin=PIPE, stdout=PIPE
     )
     try:
         yield Page(process)

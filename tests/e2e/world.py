@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import os
-import shutil
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -13,7 +12,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiomqtt
-import pytest
 import socketio
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -219,18 +217,3 @@ async def service(broker_url: str, **options: Any) -> AsyncIterator[Service]:
         receiving.cancel()
         with suppress(asyncio.CancelledError):
             await receiving
-
-
-def program(name: str) -> str:
-    """The path of a program, or the test is skipped; with GATEWAY_TEST_REQUIRE_ALL=1 it fails instead."""
-    path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    if path is None:
-        missing(f"{name} is not installed")
-    return str(path)
-
-
-def missing(what: str) -> None:
-    """Skip the test for want of something, or fail it where everything must be there."""
-    if os.environ.get("GATEWAY_TEST_REQUIRE_ALL") == "1":
-        pytest.fail(what)
-    pytest.skip(what)

@@ -11,7 +11,7 @@ const element = {};
 Object.defineProperty(element, "innerHTML", { set: (html) => console.log("shown", JSON.stringify(html)) });
 const sockets = [];
 const io = (...args) => {
-  const socket = require("socket.io-client")(...args);
+  const socket = require("sio48")(...args);
   socket.onAny((event, ...data) => console.log("event", event, JSON.stringify(data.filter((x) => typeof x !== "function"))));
   sockets.push(socket);
   return socket;

@@ -1,0 +1,290 @@
+"""One session on its transports: applies what the session decides, and calls the application.
+
+The application sees connections: `sid`, `generation`, `environ`, `send`, `close`, `admit`. Its callbacks for
+one connection come strictly one after the other. One that returns an awaitable is waited for, by the reader
+of that device and by nobody else, before the next: so a device that sends faster than its work is done is
+not read. It must not wait for anything that the same device has yet to send, nor longer than a heartbeat.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ClassVar, Protocol
+
+from gateway.engine.codec import Generation, Malformed, Packet, decode_frame
+from gateway.engine.effects import (
+    Answer,
+    Closed,
+    CloseReason,
+    Deliver,
+    DropProbe,
+    Effect,
+    Effects,
+    Forget,
+    Switch,
+    Transport,
+    Write,
+    WriteProbe,
+)
+from gateway.engine.session import Session
+from gateway.engine.websocket import WebSocket
+
+logger = logging.getLogger(__name__)
+
+Pending = Awaitable[object] | None
+
+
+class Application(Protocol):
+    """What a connection needs of its server."""
+
+    on_connected: Callable[["Connection"], Pending]
+    on_message: Callable[["Connection", str | bytes], Pending]
+    on_closed: Callable[["Connection", CloseReason], Pending]
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+
+    def admitted(self, connection: "Connection") -> None:
+        """The application knows who it is."""
+
+    def forget(self, connection: "Connection") -> None:
+        """No request may find the connection any more."""
+
+    def watch(self, connection: "Connection") -> None:
+        """Call `tick` when the session's deadline has come."""
+
+    def keep(self, pending: Awaitable[object]) -> None:
+        """See to it that `pending` is awaited."""
+
+
+class Connection:
+    """One Engine.IO connection of one peer."""
+
+    __slots__ = (
+        "__weakref__",
+        "_app",
+        "_busy",
+        "_poll",
+        "_probe",
+        "_socket",
+        "_told",
+        "environ",
+        "posting",
+        "session",
+        "user_session",
+    )
+
+    def __init__(self, app: Application, session: Session, environ: dict[str, Any]) -> None:
+        self.session = session
+        self.environ = environ
+        self.user_session: dict[str, Any] = {}
+        self.posting = False
+        self._app = app
+        self._busy = 0
+        self._told = False
+        self._poll: asyncio.Future[None] | None = None
+        self._probe: WebSocket | None = None
+        self._socket: WebSocket | None = None
+
+    # -- for the application ---------------------------------------------------------------------------
+
+    @property
+    def sid(self) -> str:
+        """The Engine.IO session id."""
+        return self.session.sid
+
+    @property
+    def generation(self) -> Generation:
+        """The generation that was chosen at the handshake."""
+        return self.session.generation
+
+    @property
+    def transport(self) -> Transport:
+        """What carries the session now."""
+        return self.session.transport
+
+    def send(self, data: str | bytes) -> None:
+        """Write a message, or keep it for the next poll. Never waits; nothing happens once it is closed."""
+        self.apply(self.session.send(data))
+
+    def close(self, reason: CloseReason = CloseReason.SERVER) -> None:
+        """End the connection; the first reason counts."""
+        self.apply(self.session.close(reason, self._app.now()))
+
+    def admit(self) -> None:
+        """Stop the clock that closes sessions which nobody vouches for."""
+        self.session.admit()
+        self._app.admitted(self)
+
+    # -- for the transports ----------------------------------------------------------------------------
+
+    async def open(self, socket: WebSocket | None = None) -> None:
+        """Send OPEN and introduce the connection to the application."""
+        self._socket = socket
+        self.apply(self.session.open())
+        self._busy += 1
+        try:
+            await self.settle(self._called(self._app.on_connected, self))
+        except asyncio.CancelledError:  # the peer left meanwhile
+            self.close(CloseReason.TRANSPORT_ERROR)
+            raise
+
+    async def receive(self, packet: Packet) -> None:
+        """Take a packet from the session's transport, until the application is done with it."""
+        pending = self.apply(self.session.receive(packet, self._app.now()))
+        if pending is not None:
+            await self.settle(pending)
+
+    async def carry(self, socket: WebSocket) -> None:
+        """Read a WebSocket, first as a probe if it is one, until it ends."""
+        end = CloseReason.TRANSPORT_ERROR
+        try:
+            while socket is self._socket or socket is self._probe:
+                frame = await socket.read()
+                if isinstance(frame, CloseReason):
+                    end = frame
+                    break
+                await self._take(socket, decode_frame(self.generation, frame))
+        except Malformed:
+            end = CloseReason.MALFORMED
+        finally:
+            if socket is self._socket:
+                self.close(end)
+            elif socket is self._probe:
+                self.apply(self.session.probe_lost())
+
+    async def _take(self, socket: WebSocket, packet: Packet) -> None:
+        if socket is self._socket:
+            await self.receive(packet)
+        elif socket is self._probe:
+            self.apply(self.session.receive_probe(packet, self._app.now()))
+
+    def may_probe(self, *, base64: bool) -> bool:
+        """A WebSocket wants to take over; whether it may try."""
+        may = self.session.probe(self._app.now(), base64=base64)
+        self._app.watch(self)
+        return may
+
+    def probe(self, socket: WebSocket) -> None:
+        """`socket`, which the session let in, probes from here on."""
+        self._probe = socket
+        if not self.session.probing:  # it came too late
+            self.apply((DropProbe(),))
+
+    async def parked(self) -> None:
+        """Wait until the parked poll has to be answered."""
+        if self.session.has_waiting:
+            return
+        self._poll = asyncio.get_running_loop().create_future()
+        try:
+            await self._poll
+        finally:
+            self._poll = None
+
+    def tick(self) -> None:
+        """Do what is due by now."""
+        now = self._app.now()
+        if self.session.deadline <= now:
+            self.apply(self.session.tick(now))
+        else:
+            self._app.watch(self)
+
+    # -- effects ---------------------------------------------------------------------------------------
+
+    def apply(self, effects: Effects) -> Pending:
+        """Do what the session decided; what comes back is to be given to `settle`."""
+        pending: Pending = None
+        for effect in effects:
+            pending = self._HOW[type(effect)](self, effect) or pending
+        self._app.watch(self)
+        return pending
+
+    def _write(self, effect: Write) -> None:
+        if self._socket is not None and not self._socket.write(effect.frame):
+            self.close(CloseReason.SLOW)
+
+    def _deliver(self, effect: Deliver) -> Pending:
+        self._busy += 1
+        return self._called(self._app.on_message, self, effect.data)
+
+    def _answer(self, _: Answer) -> None:
+        if self._poll is not None and not self._poll.done():
+            self._poll.set_result(None)
+
+    def _write_probe(self, effect: WriteProbe) -> None:
+        if self._probe is not None:
+            self._probe.write(effect.frame)
+
+    def _switch(self, _: Switch) -> None:
+        self._socket, self._probe = self._probe, None
+
+    def _drop_probe(self, _: DropProbe) -> None:
+        probe, self._probe = self._probe, None
+        if probe is not None:
+            probe.close()
+
+    def _closed(self, effect: Closed) -> None:
+        socket, self._socket = self._socket, None
+        if socket is not None:
+            unreachable = effect.reason in (CloseReason.SLOW, CloseReason.PING_TIMEOUT)
+            socket.abort() if unreachable else socket.close()
+        self._tell_closed()
+
+    def _forget(self, _: Forget) -> None:
+        self._app.forget(self)
+
+    # -- the application's callbacks -------------------------------------------------------------------
+
+    def _called(self, callback: Callable[..., Pending], *args: object) -> Pending:
+        pending: Pending = None
+        try:
+            pending = callback(*args)
+        except Exception:  # noqa: BLE001 - the application's fault ends its connection, not the reader or the wheel
+            self._failed()
+        if pending is None:
+            self._done()
+        return pending
+
+    async def settle(self, pending: Pending) -> None:
+        """Wait for the application before it is called again for this connection."""
+        if pending is None:
+            return
+        try:
+            await pending
+        except Exception:  # noqa: BLE001 - as in _called
+            self._failed()
+        finally:
+            self._done()
+
+    def _failed(self) -> None:
+        logger.exception("application callback failed", extra={"sid": self.sid})
+        self.close(CloseReason.INTERNAL_ERROR)
+
+    def _done(self) -> None:
+        self._busy -= 1
+        self._tell_closed()
+
+    def _tell_closed(self) -> None:
+        """Tell the application once, when it is not in another callback."""
+        reason = self.session.closed
+        if reason is None or self._busy or self._told:
+            return
+        self._told = True
+        try:
+            pending = self._app.on_closed(self, reason)
+        except Exception:  # noqa: BLE001 - as in _called
+            self._failed()
+        else:
+            if pending is not None:
+                self._app.keep(pending)
+
+    _HOW: ClassVar[Mapping[type[Effect], Callable[["Connection", Any], Pending]]] = {
+        Write: _write,
+        Deliver: _deliver,
+        Answer: _answer,
+        WriteProbe: _write_probe,
+        Switch: _switch,
+        DropProbe: _drop_probe,
+        Closed: _closed,
+        Forget: _forget,
+    }

@@ -1,0 +1,350 @@
+"""The Engine.IO server: both generations behind one URL of an aiohttp application.
+
+Decides which request belongs to which session and who may come in; polls, WebSockets and sessions have
+modules of their own. To python-socketio it is the server behind `sio.eio` (`on`, `attach`, `send`,
+`send_packet`, `disconnect`, `transport`, …); a caller that wants to be fast uses `send_text`, which never
+waits, and sets the three callbacks itself:
+
+    server = EngineServer(EngineOptions())
+    server.on_connected = lambda connection: connection.admit()
+    server.on_message = lambda connection, data: connection.send(data)
+    server.on_closed = lambda connection, reason: None
+    server.attach(app, "/socket/socket.io")
+
+Run it under `web.AppRunner(app, handler_cancellation=True)`: polls that a client drops are then noticed at
+once, otherwise when there is something to send.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from http.cookies import SimpleCookie
+from typing import Any, Final
+
+from aiohttp import web
+
+from gateway.engine import polling
+from gateway.engine.codec import Generation, generation_of
+from gateway.engine.connection import Connection, Pending
+from gateway.engine.effects import CloseReason, Transport
+from gateway.engine.options import EngineOptions
+from gateway.engine.session import Session
+from gateway.engine.websocket import WebSocket
+from gateway.engine.wheel import Wheel
+
+# What applications ask of a handshake; the rest would be memory held for as long as the device is connected.
+KEPT_HEADERS: Final = (
+    "Authorization",
+    "Cookie",
+    "Host",
+    "Origin",
+    "User-Agent",
+    "X-Forwarded-For",
+    "X-Forwarded-Proto",
+)
+PREFLIGHT_AGE_S: Final = 600
+GRAIN_S: Final = 0.05  # how late a heartbeat may be
+GRAINS_PER_INTERVAL: Final = 32  # and at most this part of an interval below a second or two
+
+
+class EngineServer:
+    """Engine.IO 3 and 4 on aiohttp. Used from one event loop."""
+
+    def __init__(self, options: EngineOptions | None = None, **_: object) -> None:
+        """Other keywords are what python-socketio means for its own transport, and are ignored."""
+        self.options = options or EngineOptions()
+        self.async_mode = "aiohttp"
+        self.on_connected: Callable[[Connection], Pending] = _ignore
+        self.on_message: Callable[[Connection, str | bytes], Pending] = _ignore
+        self.on_closed: Callable[[Connection, CloseReason], Pending] = _ignore
+        self._connections: dict[str, Connection] = {}
+        self._unadmitted: set[str] = set()
+        self._callbacks: set[asyncio.Future[object]] = set()
+        self._background: set[asyncio.Future[object]] = set()
+        self._wheel: Wheel[Connection] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
+
+    # -- for the application ---------------------------------------------------------------------------
+
+    @property
+    def connections(self) -> Collection[Connection]:
+        """A live view of every connection; one that closed may linger until a poll has taken its last word."""
+        return self._connections.values()
+
+    def get(self, sid: str) -> Connection | None:
+        """The connection with this id, if it is open."""
+        connection = self._connections.get(sid)
+        return connection if connection is not None and connection.session.closed is None else None
+
+    def send_text(self, sid: str, data: str | bytes) -> None:
+        """Write a message to a connection; nothing happens if it is closed."""
+        connection = self._connections.get(sid)
+        if connection is not None:
+            connection.send(data)
+
+    def close(self, sid: str, reason: CloseReason = CloseReason.SERVER) -> None:
+        """Close a connection, if it is open."""
+        connection = self._connections.get(sid)
+        if connection is not None:
+            connection.close(reason)
+
+    def attach(self, app: web.Application, path: str = "engine.io") -> None:
+        """Serve `path`, with and without a slash at its end."""
+        path = "/" + path.strip("/")
+        app.router.add_route("*", path, self.handle_request)
+        app.router.add_route("*", path + "/", self.handle_request)
+
+    async def shutdown(self) -> None:
+        """Close every connection, refuse new ones, and wait for the application's callbacks."""
+        self._closing = True
+        for connection in list(self.connections):
+            connection.close(CloseReason.SHUTDOWN)
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._callbacks, *self._background, return_exceptions=True)
+
+    # -- requests --------------------------------------------------------------------------------------
+
+    async def handle_request(self, request: web.Request) -> web.StreamResponse:
+        """Serve one HTTP request or WebSocket."""
+        origin = request.headers.get("Origin")
+        allowed = origin is None or self._is_allowed(origin, request.host)
+        if not allowed:
+            response: web.StreamResponse = polling.refuse(polling.FORBIDDEN)
+        elif request.method == "OPTIONS":
+            response = web.Response(status=204, headers=_preflight(request))
+        else:
+            response = await self._serve(request)
+        if origin is not None and allowed and not response.prepared:
+            response.headers.update(_cors(origin))
+        return response
+
+    def _is_allowed(self, origin: str, host: str) -> bool:
+        """Whether pages of an origin may connect: those listed, and the server's own, which other clients name too."""
+        origins = self.options.origins
+        return origin in origins or "*" in origins or origin.partition("://")[2] == host
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        transport = request.query.get("transport")
+        if transport not in (Transport.POLLING, Transport.WEBSOCKET):
+            return polling.refuse(polling.UNKNOWN_TRANSPORT)
+        upgrade = request.headers.get("Upgrade", "").strip().lower() == "websocket"
+        sid = request.query.get("sid")
+        if not sid and request.method != "GET":
+            return polling.refuse(polling.BAD_METHOD)
+        if upgrade is not (transport == Transport.WEBSOCKET):
+            return polling.refuse(polling.BAD_REQUEST)
+        if not sid:
+            return await self._handshake(request, Transport(transport))
+        connection = self._connections.get(sid)
+        if connection is not None:
+            connection.tick()  # so that a session is never found alive past its deadline
+        if connection is None or sid not in self._connections:
+            return polling.refuse(polling.UNKNOWN_SID)
+        return await self._continue(request, connection, upgrade=upgrade)
+
+    async def _continue(self, request: web.Request, connection: Connection, *, upgrade: bool) -> web.StreamResponse:
+        if request.method == "GET":
+            if upgrade:
+                return await self._upgrade(request, connection)
+            return await polling.answer_poll(request, connection, self.options)
+        if request.method == "POST":
+            return await polling.take_post(request, connection, self.options)
+        return polling.refuse(polling.BAD_REQUEST)
+
+    async def _handshake(self, request: web.Request, transport: Transport) -> web.StreamResponse:
+        generation = generation_of(request.query.get("EIO"), missing_is_3=self.options.missing_eio_is_3)
+        if generation is None:
+            return polling.refuse(polling.UNSUPPORTED_VERSION)
+        if self._closing or len(self._unadmitted) >= self.options.max_handshakes:
+            return polling.refuse(polling.UNAVAILABLE)
+        sid = self.generate_id()
+        cookie = _cookie(self.options.cookie, sid)
+        if transport is Transport.POLLING:
+            connection = self._add(sid, generation, transport, request)
+            await connection.open()
+            response = await polling.answer_poll(request, connection, self.options)
+            if cookie is not None:
+                response.headers["Set-Cookie"] = cookie
+            return response
+        socket = await self._accept(request, cookie)
+        if socket is None:
+            return polling.refuse(polling.BAD_REQUEST)
+        connection = self._add(sid, generation, transport, request)
+        await connection.open(socket)
+        await connection.carry(socket)
+        return socket.response
+
+    async def _upgrade(self, request: web.Request, connection: Connection) -> web.StreamResponse:
+        may_probe = connection.may_probe(base64=bool(request.query.get("b64")))
+        socket = await self._accept(request)
+        if socket is None:
+            if may_probe:
+                connection.apply(connection.session.probe_lost())
+            return polling.refuse(polling.BAD_REQUEST)
+        if may_probe:
+            connection.probe(socket)
+            await connection.carry(socket)
+        else:
+            socket.close()  # as the reference server does: clients take a refusal for a broken network
+        return socket.response
+
+    async def _accept(self, request: web.Request, cookie: str | None = None) -> WebSocket | None:
+        try:
+            return await WebSocket.accept(request, self.options, cookie)
+        except (web.HTTPException, ConnectionError):
+            return None
+
+    def _add(self, sid: str, generation: Generation, transport: Transport, request: web.Request) -> Connection:
+        base64 = bool(request.query.get("b64"))
+        session = Session(sid, generation, transport, self.options, self.now(), base64=base64)
+        connection = Connection(self, session, environ_of(request))
+        self._connections[sid] = connection
+        self._unadmitted.add(sid)
+        return connection
+
+    # -- for connections -------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return asyncio.get_running_loop().time()
+
+    def admitted(self, connection: Connection) -> None:
+        """The application knows who it is: it is not counted as a handshake any more."""
+        self._unadmitted.discard(connection.sid)
+
+    def forget(self, connection: Connection) -> None:
+        """No request may find the connection any more."""
+        self._connections.pop(connection.sid, None)
+        self._unadmitted.discard(connection.sid)
+        if self._wheel is not None:
+            self._wheel.cancel(connection)
+
+    def watch(self, connection: Connection) -> None:
+        """Tick the connection when its deadline has come."""
+        deadline = connection.session.deadline
+        if deadline == float("inf"):
+            return
+        if self._wheel is None:
+            grain_s = min(GRAIN_S, self.options.ping_interval_s / GRAINS_PER_INTERVAL)
+            self._wheel = Wheel(self.now(), grain_s=grain_s)
+        self._wheel.schedule(connection, deadline)
+        self._arm(self._wheel)
+
+    def _arm(self, wheel: Wheel[Connection]) -> None:
+        if self._timer is None and len(wheel) and not self._closing:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(wheel.next_turn(loop.time()), self._turn, wheel)
+
+    def _turn(self, wheel: Wheel[Connection]) -> None:
+        self._timer = None
+        for connection in wheel.advance(self.now()):
+            connection.tick()
+        self._arm(wheel)
+
+    def keep(self, pending: Awaitable[object]) -> None:
+        """Run what a callback has begun; `shutdown` waits for it."""
+        _hold(asyncio.ensure_future(pending), self._callbacks)
+
+    # -- what python-socketio calls --------------------------------------------------------------------
+
+    def on(self, event: str, handler: Callable[..., Pending]) -> None:
+        """Set a callback in the manner of python-engineio: it gets the sid, and may be a coroutine."""
+        if event == "connect":
+            self.on_connected = lambda connection: handler(connection.sid, connection.environ)
+        elif event == "message":
+            self.on_message = lambda connection, data: handler(connection.sid, data)
+        else:
+            self.on_closed = lambda connection, reason: handler(connection.sid, str(reason))
+
+    async def send(self, sid: str, data: str | bytes) -> None:
+        """`send_text`, for those who await."""
+        self.send_text(sid, data)
+
+    async def send_packet(self, sid: str, packet: Any) -> None:
+        """Send a message that comes as an `engineio.packet.Packet`."""
+        self.send_text(sid, packet.data)
+
+    async def disconnect(self, sid: str | None = None) -> None:
+        """Close one connection, or all."""
+        for one in [sid] if sid is not None else list(self._connections):
+            self.close(one)
+
+    def transport(self, sid: str) -> str:
+        """`polling` or `websocket`. Raises KeyError for a sid that is not connected."""
+        return str(self._connections[sid].transport)
+
+    async def get_session(self, sid: str) -> dict[str, Any]:
+        """What the application keeps with a connection. Raises KeyError for a sid that is not connected."""
+        return self._connections[sid].user_session
+
+    def generate_id(self) -> str:
+        """A new id that nobody can guess."""
+        return secrets.token_urlsafe(15)
+
+    def create_event(self) -> asyncio.Event:
+        """For `sio.call`."""
+        return asyncio.Event()
+
+    def start_background_task(
+        self, target: Callable[..., Awaitable[object]], *args: object, **kwargs: object
+    ) -> asyncio.Future[object]:
+        """Run a coroutine function beside everything else; `shutdown` cancels it."""
+        return _hold(asyncio.ensure_future(target(*args, **kwargs)), self._background)
+
+    async def sleep(self, seconds: float = 0) -> None:
+        """`asyncio.sleep`."""
+        await asyncio.sleep(seconds)
+
+
+def _hold(task: asyncio.Future[object], tasks: set[asyncio.Future[object]]) -> asyncio.Future[object]:
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task
+
+
+def _ignore(*_: object) -> None:
+    """Nobody asked for this callback."""
+
+
+def environ_of(request: web.Request) -> dict[str, Any]:
+    """What is kept of a handshake, in the manner of WSGI."""
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": request.method,
+        "PATH_INFO": request.path,
+        "QUERY_STRING": request.query_string,
+        "REMOTE_ADDR": request.remote or "",
+        "wsgi.url_scheme": request.scheme,
+    }
+    for name in KEPT_HEADERS:
+        if name in request.headers:
+            environ["HTTP_" + name.upper().replace("-", "_")] = request.headers[name]
+    return environ
+
+
+def _cookie(name: str | None, sid: str) -> str | None:
+    if name is None:
+        return None
+    cookie: SimpleCookie = SimpleCookie()
+    cookie[name] = sid
+    return f"{cookie[name].OutputString()}; Path=/; HttpOnly; SameSite=Lax"
+
+
+def _cors(origin: str) -> Mapping[str, str]:
+    """Clients of Engine.IO 3 always send credentials, and for those `*` is no answer."""
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Allow-Credentials": "true",
+        "Vary": "Origin",
+    }
+
+
+def _preflight(request: web.Request) -> Mapping[str, str]:
+    return {
+        "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+        "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", ""),
+        "Access-Control-Max-Age": str(PREFLIGHT_AGE_S),
+    }

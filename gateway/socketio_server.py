@@ -1,0 +1,227 @@
+"""python-socketio on our Engine.IO: all contact with the non-public parts of python-socketio is in this module.
+
+python-socketio keeps packets, namespaces, rooms and acks; `gateway.engine` owns the transports. Here is what lies
+between: clients of both generations (implicit connect, socket ids, shapes of CONNECT and of refusals), packets that
+are none, attachments, and events and acks handed over without a task each.
+
+tests/test_socketio_server.py fails when an upgrade moves the seam.
+"""
+
+import re
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+import msgspec
+import socketio
+from socketio import packet as sio
+
+from gateway.engine.connection import Connection, Pending
+from gateway.engine.effects import CloseReason
+from gateway.engine.options import EngineOptions
+from gateway.engine.server import EngineServer
+
+MAX_ATTACHMENTS: Final = 10
+BAD_PACKET: Final = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # python-socketio's, reading
+_BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
+_UNIT: Final = re.compile("....")  # a UTF-16 code unit in hexadecimal
+_EVENTS: Final = (sio.EVENT, sio.BINARY_EVENT)
+_ACKS: Final = (sio.ACK, sio.BINARY_ACK)
+
+
+class Json:
+    """The JSON module of our packets: ASCII, so that every client reads it, and `msgspec.Raw` passes through."""
+
+    @staticmethod
+    def dumps(value: Any, **_: Any) -> str:
+        """Encode; Engine.IO 3 counts characters, so all of them are ASCII."""
+        return to_ascii(msgspec.json.encode(value))
+
+    @staticmethod
+    def loads(text: str, **_: Any) -> Any:
+        """Decode. Raises ValueError."""
+        try:
+            return msgspec.json.decode(text)
+        except (msgspec.DecodeError, RecursionError) as problem:
+            raise ValueError(str(problem)) from None
+
+
+class Packet(sio.Packet):  # type: ignore[misc]
+    """A Socket.IO packet; on a class of ours, because python-socketio's `json` option is one for the process."""
+
+    json = Json
+
+
+class Manager(socketio.AsyncManager):  # type: ignore[misc]
+    """Rooms, left without a look at all rooms; and the socket ids that Engine.IO 3 clients work out themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._joined: dict[tuple[str, str], set[str | None]] = {}  # namespace, sid → its rooms
+
+    async def pre_connect(self, eio_sid: str, namespace: str) -> str | None:
+        """Register a socket: the engine's id for `/` and `/ns#id` elsewhere, or a new one for Engine.IO 4."""
+        connection = self.server.eio.get(eio_sid)
+        if connection is None or self.sid_from_eio_sid(eio_sid, namespace) is not None:
+            return None
+        if connection.generation.revision == 4:
+            sid: str | None = await super().pre_connect(eio_sid, namespace)
+            return sid
+        sid = eio_sid if namespace == "/" else f"{namespace}#{eio_sid}"
+        self.basic_enter_room(sid, namespace, None, eio_sid=eio_sid)
+        self.basic_enter_room(sid, namespace, sid, eio_sid=eio_sid)
+        self.pending_connect.setdefault(namespace, []).append(sid)
+        return sid
+
+    def basic_enter_room(self, sid: str, namespace: str, room: str | None, eio_sid: str | None = None) -> None:
+        """See BaseManager."""
+        super().basic_enter_room(sid, namespace, room, eio_sid=eio_sid)
+        self._joined.setdefault((namespace, sid), set()).add(room)
+
+    def basic_leave_room(self, sid: str, namespace: str, room: str | None) -> None:
+        """See BaseManager."""
+        super().basic_leave_room(sid, namespace, room)
+        self._joined.get((namespace, sid), set()).discard(room)
+
+    def basic_disconnect(self, sid: str, namespace: str, **_: Any) -> None:
+        """Leave everything; the original looks into every room, which makes a mass disconnect quadratic."""
+        for room in self._joined.pop((namespace, sid), ()):
+            super().basic_leave_room(sid, namespace, room)
+        self.callbacks.pop(sid, None)
+        for pending in (self.pending_connect, self.pending_disconnect):
+            sids = pending.get(namespace, [])
+            if sid in sids:
+                sids.remove(sid)
+            if not sids:
+                pending.pop(namespace, None)
+
+
+class Server(socketio.AsyncServer):  # type: ignore[misc]
+    """A Socket.IO server for clients from 1.0 to 4.x; handlers of one client run one after the other."""
+
+    def __init__(self, options: EngineOptions, **more: Any) -> None:
+        super().__init__(
+            client_manager=Manager(),
+            serializer=Packet,
+            async_handlers=False,
+            always_connect=True,
+            options=options,
+            **more,
+        )
+        self.eio.on_message = self._message
+
+    # what a subclass may take over
+
+    def event(self, connection: Connection, packet: Packet) -> Pending:
+        """The peer emitted; `packet.data` is a list that begins with the event's name."""
+        pending: Pending = self._handle_event(connection.sid, packet.namespace, packet.id, packet.data)
+        return pending
+
+    def ack(self, connection: Connection, packet: Packet) -> Pending:
+        """The peer acked; `packet.id` is a number, `packet.data` a list."""
+        pending: Pending = self._handle_ack(connection.sid, packet.namespace, packet.id, packet.data)
+        return pending
+
+    # what is between python-socketio and the engine
+
+    def _engineio_server_class(self) -> type[EngineServer]:
+        return EngineServer
+
+    def _message(self, connection: Connection, data: str | bytes) -> Pending:
+        try:
+            packet = self._assemble(connection, data)
+            if packet is None:
+                return None
+            return self._dispatch(connection, packet, data)
+        except BAD_PACKET:
+            connection.close(CloseReason.MALFORMED)
+            return None
+
+    def _dispatch(self, connection: Connection, packet: Packet, data: str | bytes) -> Pending:
+        kind, pending = packet.packet_type, None
+        if kind in _EVENTS:
+            if not (isinstance(packet.data, list) and packet.data and isinstance(packet.data[0], str)):
+                raise ValueError("an event needs a name")
+            pending = self.event(connection, packet)
+        elif kind in _ACKS:
+            if not isinstance(packet.data, list) or packet.id is None:
+                raise ValueError("an ack needs an id and a list")
+            pending = self.ack(connection, packet)
+        elif kind == sio.CONNECT:
+            pending = self._handle_connect(connection.sid, packet.namespace, _auth(connection, packet, data))
+        elif kind == sio.DISCONNECT:
+            pending = self._handle_disconnect(connection.sid, packet.namespace, str(CloseReason.CLIENT))
+        else:
+            raise ValueError("not for a server")
+        return pending
+
+    def _assemble(self, connection: Connection, data: str | bytes) -> Packet | None:
+        """Return the packet that is whole with this message; None while attachments are missing."""
+        packet: Packet | None = self._binary_packet.get(connection.sid)
+        if isinstance(data, bytes):
+            if packet is None:
+                raise ValueError("an attachment that nobody announced")
+            if sum(map(len, packet.attachments)) + len(data) > self.eio.options.max_payload_bytes:
+                raise ValueError("attachments over maxPayload")
+            if not packet.add_attachment(data):
+                return None
+            del self._binary_packet[connection.sid]
+            return packet
+        if packet is not None:
+            raise ValueError("text instead of an attachment")
+        packet = self.packet_class(encoded_packet=data)
+        if packet.attachment_count == 0:
+            return packet
+        if packet.attachment_count > MAX_ATTACHMENTS:
+            raise ValueError("too many attachments")
+        self._binary_packet[connection.sid] = packet
+        return None
+
+    async def _handle_eio_connect(self, eio_sid: str, environ: dict[str, Any]) -> None:
+        await super()._handle_eio_connect(eio_sid, environ)
+        if self._revision(eio_sid) == 3:  # connected to `/` without asking
+            await self._handle_connect(eio_sid, "/", None)
+
+    async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
+        self._binary_packet.pop(eio_sid, None)
+        await super()._handle_eio_disconnect(eio_sid, reason)
+
+    async def _send_packet(self, eio_sid: str, pkt: Packet) -> None:
+        self.write(eio_sid, pkt)
+
+    def write(self, eio_sid: str, packet: Packet) -> None:
+        """Send a packet, now or with the next poll; nothing happens if the connection is closed."""
+        is_3 = self._revision(eio_sid) == 3
+        if packet.packet_type == sio.CONNECT and is_3:
+            packet.data = None
+        elif packet.packet_type == sio.CONNECT_ERROR:
+            message = packet.data["message"] if isinstance(packet.data, dict) else packet.data
+            message = "Invalid namespace" if message == "Unable to connect" else message
+            packet.data = message if is_3 else {"message": message}
+        self.write_encoded(eio_sid, packet.encode())
+
+    def write_encoded(self, eio_sid: str, encoded: str | list[str | bytes]) -> None:
+        """Send what `Packet.encode` returned."""
+        if isinstance(encoded, str):
+            self.eio.send_text(eio_sid, encoded)
+            return
+        for part in encoded:
+            self.eio.send_text(eio_sid, part)
+
+    def _revision(self, eio_sid: str) -> int | None:
+        connection = self.eio.get(eio_sid)
+        return connection.generation.revision if connection is not None else None
+
+
+def to_ascii(json: bytes) -> str:
+    r"""Return JSON with every character beyond ASCII as `\uXXXX`: then characters, UTF-16 units and bytes agree."""
+    text = json.decode()
+    if text.isascii():
+        return text
+    return _BEYOND_ASCII.sub(lambda run: _UNIT.sub(r"\\u\g<0>", run[0].encode("utf-16-be").hex()), text)
+
+
+def _auth(connection: Connection, packet: Packet, data: str | bytes) -> Any:
+    """What a client says of itself as it joins a namespace: clients of Engine.IO 3 do so in a query."""
+    if connection.generation.revision == 4 or isinstance(data, bytes):
+        return packet.data
+    return dict(parse_qsl(data.partition("?")[2].partition(",")[0]))

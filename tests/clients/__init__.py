@@ -1,0 +1,1 @@
+"""Real clients of every generation, from npm and PyPI."""
