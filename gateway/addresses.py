@@ -35,7 +35,10 @@ class BrokerUrl(Struct, frozen=True):
     unix_path: str = ""
     username: str | None = None
     password: str | None = None
-    expected: ClassVar = "mqtt://[USER:PASSWORD@]HOST[:PORT], mqtts://… or mqtt+unix://[…@]/PATH"
+    expected: ClassVar = (
+        "mqtt://[USER:PASSWORD@]HOST[:PORT], mqtts://… or mqtt+unix://[…@]/PATH, "
+        "with # / ? @ % in a password as %23 %2F %3F %40 %25"
+    )
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import ssl
-from pathlib import Path
+import sys
 from typing import Final
 
 import uvloop
@@ -14,12 +14,13 @@ from aiohttp import web
 
 from gateway import __version__, admin, logs
 from gateway.addresses import BrokerUrl, Listen
-from gateway.auth import Authenticator, FileAuthenticator, OpenAuthenticator
+from gateway.auth import authenticator
 from gateway.catalog import Catalog
 from gateway.commands import CommandReader, Policy
-from gateway.config import Auth, Config, ConfigError
+from gateway.config import Config
 from gateway.delivery import Limits
-from gateway.devices import Devices, LinkSettings, Surroundings
+from gateway.device import LinkSettings, Surroundings
+from gateway.devices import Devices
 from gateway.engine.options import EngineOptions
 from gateway.frontdoor import FrontDoor
 from gateway.metrics import Metrics
@@ -43,6 +44,8 @@ class Gateway:
         self._config = config
         self._draining = False
         self._listeners: dict[str, web.AppRunner] = {}
+        self._sites: dict[str, web.TCPSite] = {}
+        self._adopting: asyncio.Task[None] | None = None
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
         registry = admin.registry()
         metrics = Metrics(registry)
@@ -62,7 +65,7 @@ class Gateway:
             node_link=self._node,
             metrics=metrics,
         )
-        self._devices = Devices(around, _authenticator(config.auth), own)
+        self._devices = Devices(around, authenticator(config.auth, os.environ), own)
         metrics.devices.set_function(lambda: len(self._devices))
         self._door.serve(self._sockets, self._devices)
         self._admin = admin.application(self._reasons, registry)
@@ -88,6 +91,7 @@ class Gateway:
             await self._stop_listening()
             raise
         self._node.open(self._sockets)
+        self._adopting = asyncio.create_task(self._adopt(), name="adopt")
         log.info(
             "gateway started",
             extra={
@@ -101,14 +105,24 @@ class Gateway:
         )
 
     async def stop(self) -> None:
-        """Close the sockets, say so over MQTT, and leave the sessions in the broker's keeping."""
+        """Accept nothing more, let the devices go within `drain_s`, and leave the sessions in the broker's keeping."""
         self._draining = True
+        if self._adopting is not None:
+            self._adopting.cancel()
+            await asyncio.wait({self._adopting})
+        await self._sites["devices"].stop()
         await self._door.close()
+        await self._devices.drain(self._config.devices.drain_s)
         await self._sockets.shutdown()
-        await self._devices.close()
         await self._node.close()
         await self._stop_listening()
         log.info("gateway stopped")
+
+    async def _adopt(self) -> None:
+        serials = await self._node.orphans()
+        if serials:
+            log.info("adopting devices of an earlier life", extra={"count": len(serials)})
+        await self._devices.adopt(serials)
 
     def _reasons(self) -> list[str]:
         """Why this node is not ready."""
@@ -123,7 +137,12 @@ class Gateway:
         )
         self._listeners[name] = runner
         await runner.setup()
-        await web.TCPSite(runner, where.host, where.port).start()
+        self._sites[name] = site = web.TCPSite(runner, where.host, where.port)
+        try:
+            await site.start()
+        except OSError as problem:
+            why = os.strerror(problem.errno) if problem.errno and problem.errno > 0 else problem
+            raise OSError(f"{name}.listen: {where}: {why}") from None
 
     async def _stop_listening(self) -> None:
         for runner in self._listeners.values():
@@ -138,33 +157,28 @@ class Gateway:
 def run(config: Config) -> None:
     """Run a node until SIGTERM or SIGINT. Raises OSError, ConfigError."""
     logs.configure(config.log)
-    uvloop.run(_serve(config))
+    try:
+        uvloop.run(_serve(config))
+    except asyncio.CancelledError:
+        log.warning("stopped at once: the broker will say offline for the devices")
+        sys.exit(1)
 
 
 async def _serve(config: Config) -> None:
+    """Run until the first signal, then stop in good order; the second ends it at once."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    loop, serving = asyncio.get_running_loop(), asyncio.current_task()
+    assert serving is not None
+
+    def signalled() -> None:
+        serving.cancel() if stop.is_set() else stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, signalled)
     gateway = Gateway(config)
     await gateway.start()
     await stop.wait()
     await gateway.stop()
-
-
-def _authenticator(auth: Auth) -> Authenticator | None:
-    match auth.mode:
-        case "open":
-            return OpenAuthenticator()
-        case "file":
-            pepper = os.environ.get(auth.pepper_env, "")
-            if not pepper:
-                raise ConfigError([f"auth.pepper_env: the environment variable {auth.pepper_env} is not set"])
-            try:
-                return FileAuthenticator.load(Path(auth.file), pepper.encode())
-            except ValueError as problem:
-                raise ConfigError([f"auth.file: {problem}"]) from None
-    return None
 
 
 def _link_settings(config: Config) -> LinkSettings:
@@ -213,6 +227,7 @@ def _limits(config: Config) -> Limits:
     return Limits(
         max_attempts=commands.max_attempts,
         max_commands=commands.max_per_device,
+        max_command_bytes=commands.max_bytes_per_device,
         max_questions=commands.max_questions_per_device,
         reply_timeout_s=commands.reply_timeout_s,
     )

@@ -7,17 +7,23 @@ import base64
 import enum
 import hashlib
 import hmac
-import re
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
 
+from gateway import keyfile
+from gateway.config import Auth, ConfigError
 from gateway.topics import is_serial
+
+log = logging.getLogger(__name__)
+
+Stamp = tuple[int, ...] | None  # of a file: differs when the file does; None if it is not there
 
 MAX_SIGNATURE_CHARS: Final = 1024
 NOT_VALID: Final = "signature not valid."  # 身份验证: the one error text of the document
-_HASH = re.compile("[0-9a-f]{64}")  # SHA-256, as `hash_key` writes it
 
 
 class Malformed(ValueError):
@@ -58,39 +64,58 @@ class OpenAuthenticator:
 
 
 class FileAuthenticator:
-    """Knows each device by the hash of its key (`hash_key`), one `serial:hash` a line; `#` begins a comment."""
+    """Knows each device by the hash of its key, from a file that it reads again when the file has changed.
 
-    def __init__(self, hashes: dict[str, str], pepper: bytes) -> None:
-        self._hashes = hashes
+    A changed file that cannot be used is warned of once, and the last good one counts.
+    """
+
+    def __init__(self, path: Path, pepper: bytes, stamp: Stamp, hashes: dict[str, str]) -> None:
+        self._path = path
         self._pepper = pepper
+        self._stamp = stamp
+        self._hashes = hashes
 
     @classmethod
     def load(cls, path: Path, pepper: bytes) -> "FileAuthenticator":
-        """Read a file of keys.
-
-        Raises:
-            ValueError: the file cannot be read, or a line is wrong; one line that says which.
-        """
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as problem:
-            raise ValueError(f"{path}: cannot be read: {problem}") from None
-        hashes = {}
-        for number, line in enumerate(text.splitlines(), 1):
-            entry = line.split("#", 1)[0].strip()
-            if not entry:
-                continue
-            serial, _, digest = entry.partition(":")
-            if not (is_serial(serial) and _HASH.fullmatch(digest)):
-                raise ValueError(f"{path}:{number}: expected serial:hash, as `gateway devices add` writes it")
-            hashes[serial] = digest
-        return cls(hashes, pepper)
+        """Read a file of keys. Raises ValueError, one line, when it cannot be used."""
+        stamp = _stamp(path)  # before it is read, so that no change is missed
+        return cls(path, pepper, stamp, keyfile.read(path))
 
     async def check(self, claim: DeviceKey) -> Verdict:
         """Compare in constant time; an unknown serial costs what a wrong key costs."""
+        self._refresh()
         actual = hash_key(claim.serial, claim.key, self._pepper)
         expected = self._hashes.get(claim.serial, "0" * len(actual))
         return Verdict.ACCEPTED if hmac.compare_digest(expected, actual) else Verdict.DENIED
+
+    def _refresh(self) -> None:
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._hashes = keyfile.read(self._path)
+        except ValueError as problem:
+            log.warning("keys not usable, the last good ones count", extra={"problem": str(problem)})
+        else:
+            log.info("keys read again", extra={"devices": len(self._hashes)})
+
+
+def authenticator(auth: Auth, environ: Mapping[str, str]) -> Authenticator | None:
+    """Who checks keys, None where the broker does. Raises ConfigError with every problem there is."""
+    if auth.mode == "broker":
+        return None
+    if auth.mode == "open":
+        return OpenAuthenticator()
+    pepper = environ.get(auth.pepper_env, "")
+    problems = [] if pepper else [f"environment {auth.pepper_env}: missing, expected the secret of the hashes"]
+    try:
+        checker = FileAuthenticator.load(Path(auth.file), pepper.encode())
+    except ValueError as problem:
+        problems.append(f"auth.file: {problem}")
+    if problems:
+        raise ConfigError(problems)
+    return checker
 
 
 def hash_key(serial: str, key: str, pepper: bytes) -> str:
@@ -117,3 +142,11 @@ def parse_signature(data: object) -> DeviceKey:
     if not separator or not key or not is_serial(serial):
         raise Malformed("not serial:key")
     return DeviceKey(serial, key)
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from math import ceil, inf
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import aiomqtt
 import msgspec
@@ -20,17 +20,23 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from gateway.addresses import BrokerUrl
-from gateway.topics import BINARY_TYPE, JSON_TYPE, Outcome, Topics, is_serial
+from gateway.topics import BINARY_TYPE, JSON_TYPE, NodeStatus, Outcome, Presence, Topics, is_serial
 
 MAX_OUTCOMES_QUEUED: Final = 10_000  # while the event loop is busy; what is over is lost, and its call times out
 MAX_OUTCOMES_OF_A_CALL: Final = 8  # it is told `queued`, then the final one; more is not the gateway's
 DEFAULT_INFLIGHT: Final = 20  # the Receive Maximum of a stock mosquitto, which aiomqtt does not read
 
+LOOK_S: Final = 1.0  # for the broker to send what it retains; there is no end mark
+
 _OUTCOME = msgspec.json.Decoder(Outcome)
+_PRESENCE = msgspec.json.Decoder(Presence)
+_NODE = msgspec.json.Decoder(NodeStatus)
+
+T = TypeVar("T")
 
 
 class NoOutcome(TimeoutError):
-    """No final outcome in time. The command is not withdrawn: the device may still get it."""
+    """No final outcome in time; `Fleet.why_silent` may explain it. The device may still get the command."""
 
 
 class Disconnected(ConnectionError):
@@ -80,7 +86,7 @@ class Fleet:
         """Connect, and subscribe to the outcomes. Raises Disconnected."""
         async with AsyncExitStack() as stack:
             try:
-                client = await stack.enter_async_context(self._connection())
+                client = await stack.enter_async_context(self._connection(self._client_id))
                 (granted,) = await client.subscribe(self._inbox, qos=1)
             except aiomqtt.MqttError as error:
                 raise Disconnected(f"{self._broker}: {error}") from None
@@ -158,7 +164,36 @@ class Fleet:
         body, properties = _message(payload)
         await self._publish(self._topics.room(room, event), body, qos, properties)
 
-    def _connection(self) -> aiomqtt.Client:
+    async def why_silent(self, serial: str) -> str:
+        """What explains that a device's command has no outcome: who is there, by what the broker retains.
+
+        On a connection of its own, for at most LOOK_S. Raises Disconnected.
+        """
+        presence: Presence | None = None
+        nodes: set[str] = set()
+        mine, every_node = self._topics.presence(serial), self._topics.node_status("+")
+        try:
+            async with self._connection(f"{self._client_id}-look") as client:
+                await client.subscribe([(mine, 1), (every_node, 1)])
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S):
+                        async for message in client.messages:
+                            if message.topic.value == mine:
+                                presence = _decoded(_PRESENCE, message)
+                            elif (node := _decoded(_NODE, message)) and node.online:
+                                nodes.add(node.node)
+        except aiomqtt.MqttError as error:
+            raise Disconnected(f"{self._broker}: {error}") from None
+        prefix = self._topics.prefix
+        if not nodes:
+            return f"is any gateway running with prefix {prefix}?"
+        if presence is None:
+            return f"{serial} never connected to a gateway with prefix {prefix}"
+        if presence.online:
+            return f"{serial} is connected to {presence.node}, and may still answer"
+        return f"{serial} is away{f' since {presence.since}' if presence.since else ''}"
+
+    def _connection(self, client_id: str) -> aiomqtt.Client:
         broker = self._broker
         nodelay = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # paho leaves Nagle's algorithm on
         client = aiomqtt.Client(
@@ -166,7 +201,7 @@ class Fleet:
             broker.port,
             username=broker.username,
             password=broker.password,
-            identifier=self._client_id,
+            identifier=client_id,
             protocol=aiomqtt.ProtocolVersion.V5,
             transport="unix" if broker.unix_path else "tcp",
             tls_context=ssl.create_default_context() if broker.tls else None,
@@ -206,6 +241,13 @@ class Fleet:
         for call in self._calls.values():
             if not call.deadline.expired():
                 call.deadline.reschedule(0)
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], message: aiomqtt.Message) -> T | None:
+    """What a retained message says; None if it is not ours to read."""
+    with suppress(msgspec.DecodeError):
+        return decoder.decode(bytes(message.payload)) if isinstance(message.payload, bytes) else None
+    return None
 
 
 def _message(payload: Any) -> tuple[bytes, Properties]:

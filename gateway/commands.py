@@ -75,6 +75,7 @@ class CommandReader:
             delivery=delivery,
             duplicate=duplicate,
             refusal=bad_topic or bad_payload or bad_timeout or bad_id or bad_answer,
+            size_bytes=len(message.payload),
         )
 
     def _id(self, in_topic: str | None, message: Message) -> tuple[str, str | None]:
@@ -92,7 +93,7 @@ class CommandReader:
         topic, problem = message.response_topic, None
         if topic is not None and not self._topics.response_allowed(topic):
             topic, problem = None, "Response Topic is not allowed"
-        return Answer(acks if topic is None else topic, message.correlation, traceparent), problem
+        return Answer(acks, topic, message.correlation, traceparent), problem
 
     def _ack_timeout_s(self, message: Message) -> tuple[float, str | None]:
         text = _property(message, "ack-timeout-ms")

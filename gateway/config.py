@@ -75,13 +75,14 @@ class Devices(Struct, frozen=True, forbid_unknown_fields=True):
     ping_interval_s: Annotated[Seconds, _about("Time between heartbeats")] = 25.0
     ping_timeout_s: Annotated[Seconds, _about("How late a heartbeat may be")] = 20.0
     max_payload_bytes: Annotated[Bytes, _about("The largest message taken from a device")] = 1_000_000
+    drain_s: Annotated[Seconds, _about("Time that a node takes to let its devices go when it stops")] = 10.0
     max_buffer_bytes: Annotated[Bytes, _about("What may wait for a device before it is closed as slow")] = 1_048_576
     auth_timeout_s: Annotated[Seconds, _about("Time to authenticate, or to join a room, before it is closed")] = 30.0
     max_unauthenticated: Annotated[Count, _about("Sockets that have done neither; more are answered 503")] = 10_000
     upgrade_timeout_s: Annotated[Seconds, _about("Time to move from polling to a WebSocket")] = 10.0
     missing_eio_is_3: Annotated[bool, _about("Take clients that name no Engine.IO version for version 3")] = False
     compress_polls: Annotated[bool, _about("Compress long polls of clients that accept it")] = True
-    deflate_websockets: Annotated[bool, _about("Offer permessage-deflate, at about 100 KB of memory a socket")] = False
+    deflate_websockets: Annotated[bool, _about("permessage-deflate, which takes a socket from 16 to 52 KB")] = False
     cookie: Annotated[str, _about("A cookie that names the session, such as io; none if empty")] = ""
 
 
@@ -122,6 +123,7 @@ class Commands(Struct, frozen=True, forbid_unknown_fields=True):
     max_attempts: Annotated[Count, _about("How often a QoS 1 command is emitted at most")] = 3
     max_per_device: Annotated[Count, _about("Commands held for one device; more are rejected")] = 256
     max_payload_bytes: Annotated[Bytes, _about("The largest command; larger ones are rejected")] = 1_000_000
+    max_bytes_per_device: Annotated[Bytes, _about("Payload held for one device; more is rejected")] = 8_388_608
     reply_timeout_s: Annotated[Seconds, _about("Time that a service has to reply to a device")] = 30.0
     max_questions_per_device: Annotated[Count, _about("Questions of one device that wait for a reply")] = 64
 
@@ -241,7 +243,7 @@ class _Reading:
             if key in known:
                 values[key] = self.value(known[key].type, given, at)
             else:
-                self.problem(at, f"unknown key{_suggestion(key, known)}")
+                self.problem(at, _unknown(key, given, known, top=not path))
         for key in [key for key in known if known[key].required and key not in table]:
             self.problem(f"{path}.{key}", f"missing, expected {_expected(known[key].type)}")
         try:
@@ -269,7 +271,8 @@ class _Reading:
 def _conflicts(config: Config) -> Iterator[tuple[str, str, str]]:
     """Settings that are good each but not together: path, the other path, and the problem of the first."""
     if config.auth.mode == "file" and not config.auth.file:
-        yield "auth.file", "auth.mode", 'missing, expected the path of the keys because auth.mode is "file"'
+        text = 'missing, expected the path of the keys because auth.mode is "file"; as a flag --auth file:PATH'
+        yield "auth.file", "auth.mode", text
     if config.mqtt.reconnect_max_s < (least := config.mqtt.reconnect_min_s):
         text = f"expected at least mqtt.reconnect_min_s, {least}, got {config.mqtt.reconnect_max_s}"
         yield "mqtt.reconnect_max_s", "mqtt.reconnect_min_s", text
@@ -328,8 +331,15 @@ def _expected(annotation: Any) -> str:
     return getattr(plain, "expected", "a table" if issubclass(plain, Struct) else "text")
 
 
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, known, 1, 0.8)
+def _unknown(key: str, given: object, known: Iterable[str], *, top: bool) -> str:
+    suggestion = _suggestion(key, known, 0.6)
+    if not (top and isinstance(given, dict)):
+        return f"unknown key{suggestion}"
+    return f"unknown section{suggestion or ', expected one of ' + ', '.join(known)}"
+
+
+def _suggestion(word: str, known: Iterable[str], least_ratio: float = 0.8) -> str:
+    close = difflib.get_close_matches(word, known, 1, least_ratio)
     return f', did you mean "{close[0]}"?' if close else ""
 
 

@@ -13,10 +13,9 @@ import msgspec
 
 from gateway import facts as f
 from gateway.catalog import Args
-from gateway.mqtt import Message
-from gateway.topics import JSON_TYPE, Outcome
+from gateway.outcomes import REMEMBERED, Outcomes
+from gateway.topics import Outcome
 
-REMEMBERED: Final = 64  # outcomes and late emissions per device: what a broker may redeliver, a device ack late
 MAX_ERROR_CHARS: Final = 500  # a validation error may quote the peer
 
 
@@ -25,6 +24,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     max_attempts: int = 3
     max_commands: int = 256
+    max_command_bytes: int = 8 << 20
     max_questions: int = 64
     reply_timeout_s: float = 30.0
 
@@ -63,8 +63,8 @@ class Deliveries:
     """The open commands of one device; effects are appended to the list given, to be carried out in order."""
 
     __slots__ = (
-        "_answered", "_effects", "_emitted", "_late", "_limits", "_link_open", "_next_emit", "_next_order",
-        "_next_token", "_node", "_open", "_publishing", "_queue", "_serial", "_socket", "_timers", "_unsettled",
+        "_effects", "_emitted", "_late", "_limits", "_link_open", "_next_emit", "_next_order",
+        "_node", "_open", "_open_bytes", "_outcomes", "_queue", "_serial", "_socket", "_timers", "_unsettled",
     )  # fmt: skip
 
     def __init__(self, serial: str, node: str, limits: Limits, effects: list[f.Effect]) -> None:
@@ -72,21 +72,25 @@ class Deliveries:
         self._node = node
         self._limits = limits
         self._effects = effects
+        self._outcomes = Outcomes(effects)
         self._socket: int | None = None
         self._link_open = False
-        self._open = 0  # commands without a final outcome
+        self._open = self._open_bytes = 0  # commands without a final outcome
         self._queue: dict[int, _Job] = {}  # order → waiting command, in the order of emission
         self._emitted: dict[int, _Job] = {}  # emit id → command; one that was emitted twice is there twice
         self._unsettled: dict[int, _Job | None] = {}  # deliveries without PUBACK, in the order of receipt
-        self._publishing: dict[int, int] = {}  # token → the delivery that its outcome settles
         self._timers: list[tuple[float, int, _Job]] = []  # heap; stale where the time is not the job's wake_at
-        self._answered: OrderedDict[str, Message] = OrderedDict()  # id → final outcome of a QoS 1 command
         self._late: OrderedDict[int, _Job] = OrderedDict()  # emit id → command that timed out
-        self._next_emit = self._next_order = self._next_token = 0
+        self._next_emit = self._next_order = 0
 
     def __len__(self) -> int:
         """How many commands have no final outcome yet."""
         return self._open
+
+    @property
+    def in_flight(self) -> int:
+        """How many commands were emitted and wait for their ack; one that was emitted again counts again."""
+        return len(self._emitted)
 
     @property
     def deadline(self) -> float | None:
@@ -98,17 +102,23 @@ class Deliveries:
 
     def command(self, command: f.Command, now: float) -> None:
         """Take a command: emit it, hold it, or answer it at once."""
-        if command.duplicate and command.delivery is not None and self._known(command.id, command.delivery):
+        # A broker restored from an old save may deliver again without DUP: what must not repeat is always looked up.
+        suspect = command.duplicate or command.event.at_most_once
+        if suspect and command.delivery is not None and self._known(command.id, command.delivery):
             return
         self._next_order += 1
         job = _Job(command, self._next_order, now)
         self._open += 1
+        self._open_bytes += command.size_bytes
         if job.delivery is not None:
             self._unsettled[job.delivery] = job
         if command.refusal is not None:
             self._finish(job, now, "rejected", error=command.refusal)
         elif self._open > self._limits.max_commands:
             self._finish(job, now, "rejected", error=f"queue full: {self._limits.max_commands} commands are open")
+        elif self._open_bytes > self._limits.max_command_bytes:
+            error = f"queue full: open commands hold over {self._limits.max_command_bytes} bytes"
+            self._finish(job, now, "rejected", error=error)
         elif command.lifetime_s <= 0:
             self._finish(job, now, "expired", error="it had ended before it came")
         elif self._socket is None and command.qos == 0:
@@ -120,10 +130,8 @@ class Deliveries:
 
     def _known(self, id: str, delivery: int) -> bool:
         """Take a redelivery of a command that is open or answered: it is settled with it, and not emitted for it."""
-        answered = self._answered.get(id)
-        if answered is not None:
+        if self._outcomes.repeat(id, delivery):
             self._unsettled[delivery] = None
-            self._publish(answered, delivery)
             return True
         for job in (*self._emitted.values(), *self._queue.values()):
             if job.command.id == id:
@@ -142,14 +150,17 @@ class Deliveries:
             self._finish(job, now, "nacked" if problem else "acked", data, problem)
             self._pump(now)
         elif late is not None:
+            for other in late.emit_ids:
+                self._late.pop(other, None)
             data, problem = late.command.event.read_ack(args)
-            self._answer(late, self._outcome(late, now, "nacked" if problem else "acked", data, problem, late=True))
+            outcome = self._outcome(late, now, "nacked" if problem else "acked", data, problem, late=True)
+            self._outcomes.say(outcome, late.command.answer)
         else:
             self._effects.append(f.Ignore("unknown_ack"))
 
-    def published(self, token: int, now: float) -> None:
-        """The broker has an outcome: its command need not be delivered again."""
-        delivery = self._publishing.pop(token, None)
+    def published(self, token: int, code: int, now: float) -> None:
+        """The broker answered for an outcome: its command need not be delivered again, or the outcome is refused."""
+        delivery = self._outcomes.published(token, code)
         if delivery is not None:
             self._settle(delivery)
             self._pump(now)
@@ -203,7 +214,7 @@ class Deliveries:
                 if job is not None:
                     job.delivery = None
             self._unsettled.clear()
-            self._publishing.clear()
+            self._outcomes.forget_deliveries()
         self._pump(now)
 
     def link_lost(self) -> None:
@@ -219,12 +230,11 @@ class Deliveries:
             if job.delivery is None:
                 status = "lost" if job.attempts or job.command.qos else "offline"
                 self._finish(job, now, status, error="the device moved to another node")
-        self._open = 0
+        self._open = self._open_bytes = 0
         for container in (
             self._emitted,
             self._queue,
             self._unsettled,
-            self._publishing,
             self._late,
             self._timers,
         ):
@@ -288,7 +298,7 @@ class Deliveries:
             self._wake(job, job.expires_at)
         if not job.told:
             job.told = True
-            self._answer(job, self._outcome(job, now, "queued", final=False))
+            self._outcomes.say(self._outcome(job, now, "queued", final=False), job.command.answer)
 
     def _wake(self, job: _Job, at: float) -> None:
         job.wake_at = at
@@ -304,11 +314,8 @@ class Deliveries:
         for emit_id in job.emit_ids:
             self._emitted.pop(emit_id, None)
         self._open -= 1
-        message = self._answer(job, self._outcome(job, now, status, data, error), settles=job.delivery)
-        if job.command.qos:
-            self._answered[job.command.id] = message
-            if len(self._answered) > REMEMBERED:
-                self._answered.popitem(last=False)
+        self._open_bytes -= job.command.size_bytes
+        self._outcomes.conclude(self._outcome(job, now, status, data, error), job.command, job.delivery)
 
     def _outcome(
         self,
@@ -336,42 +343,8 @@ class Deliveries:
             late=late,
         )
 
-    def _answer(self, job: _Job, outcome: Outcome, settles: int | None = None) -> Message:
-        """Publish an outcome; when the broker has it, the delivery is settled."""
-        answer = job.command.answer
-        properties = [("id", outcome.id), ("status", outcome.status)]
-        if answer.traceparent is not None:
-            properties.append(("traceparent", answer.traceparent))
-        message = Message(
-            topic=answer.topic,
-            payload=_encode(outcome),
-            qos=1,
-            content_type=JSON_TYPE,
-            correlation=answer.correlation,
-            user_properties=tuple(properties),
-        )
-        self._publish(message, settles, outcome)
-        return message
-
-    def _publish(self, message: Message, settles: int | None, outcome: Outcome | None = None) -> None:
-        token = None
-        if settles is not None:
-            self._next_token += 1
-            token = self._next_token
-            self._publishing[token] = settles
-        self._effects.append(f.Publish(message, token, outcome=outcome))
-
     def _settle(self, delivery: int) -> None:
         job = self._unsettled.pop(delivery, None)
         if job is not None:
             job.delivery = None
         self._effects.append(f.Puback(delivery))
-
-
-def _encode(outcome: Outcome) -> bytes:
-    try:
-        return msgspec.json.encode(outcome)
-    except (UnicodeEncodeError, RecursionError):  # half a surrogate pair or absurd nesting in a device's ack
-        return msgspec.json.encode(
-            msgspec.structs.replace(outcome, data=None, error="the ack cannot be written as JSON")
-        )

@@ -6,6 +6,7 @@ terminal, and one line for each outcome elsewhere.
 
 import asyncio
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -37,6 +38,7 @@ OUTCOME_TIMEOUT_S: Final = 30.0  # longer than a lifetime and three attempts: ev
 START_TIMEOUT_S: Final = 20.0
 PAUSE_S: Final = 0.3  # between two commands to the same device
 REFRESH_S: Final = 0.25
+MAX_COLUMNS: Final = 80  # of a terminal that nobody has made larger
 SAMPLES: Final = 10_000  # latencies kept for each status; the oldest go first
 
 COLOURS: Final = {
@@ -68,10 +70,10 @@ class Command(msgspec.Struct, frozen=True):
 
 CAST: Final = (
     Part("AC4178234411", ""),
-    Part("AC4178234412", "polls first", Behaviour(transports=("polling", "websocket"))),
-    Part("AC4178234413", "reports", Behaviour(report=Report("cmd_result", {"result": "ok"}, 5.0))),
+    Part("AC4178234412", "polls", Behaviour(transports=("polling", "websocket"))),
+    Part("AC4178234413", "emits", Behaviour(report=Report("cmd_result", {"result": "ok"}, 5.0))),
     Part("AC4178234414", "slow", Behaviour(ack_delay_s=1.5)),
-    Part("AC4178234415", "on and off", Behaviour(flapping=Flapping(online_s=4.0, away_s=2.0))),
+    Part("AC4178234415", "on/off", Behaviour(flapping=Flapping(online_s=4.0, away_s=2.0))),
 )
 
 COMMANDS: Final = (
@@ -241,12 +243,12 @@ async def _show(rows: list[Row], tally: Tally, work: list[asyncio.Task[None]]) -
 
 
 def _table(rows: list[Row], tally: Tally) -> Table:
-    """At most 80 columns wide."""
-    table = Table(box=None, pad_edge=False, caption_justify="left", caption=f"\n{tally}")
-    for heading in ("device", "", "state", "last event", "status"):
-        table.add_column(heading, no_wrap=True)
-    for heading, width in (("latency", 9), ("acked", 7)):
-        table.add_column(heading, no_wrap=True, justify="right", min_width=width)
+    """As wide whatever is in it, and narrower than 80 columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left", caption=f"\n{tally}")
+    for heading, width in (("device", 12), ("", 6), ("state", 10), ("last event", 18), ("status", 10)):
+        table.add_column(heading, no_wrap=True, width=width)
+    for heading, width in (("ms", 5), ("acked", 11)):
+        table.add_column(heading, no_wrap=True, width=width, justify="right")
     for row in rows:
         table.add_row(
             row.device.serial,
@@ -254,7 +256,7 @@ def _table(rows: list[Row], tally: Tally) -> Table:
             f"[{COLOURS.get(row.device.state, 'yellow')}]{row.device.state}[/]",
             row.command.event,
             f"[{COLOURS.get(row.status, 'red')}]{row.status}[/]",
-            "" if row.latency_ms is None else f"{row.latency_ms:.1f} ms",
+            "" if row.latency_ms is None else f"{row.latency_ms:.{1 if row.latency_ms < 1000 else 0}f}",
             f"{row.acked}/{row.commands}",
         )
     return table
@@ -268,29 +270,38 @@ def _line(row: Row) -> str:
 
 
 def _addresses(wanted: str, running: LocalBroker, gateway: Gateway) -> list[str]:
-    """Where everything is, and lines to paste into a second terminal; printed above what moves."""
+    """Where everything is, and commands to paste into a second terminal; printed above what moves."""
     why = WHY[running.kind] if wanted == "auto" else "as asked"
     url = BrokerUrl.parse(running.url)
-    at = f"-V 5 -h {url.host} -p {url.port}"
     serial = CAST[0].serial
+    at = ("-V", "5", "-h", url.host, "-p", str(url.port))
+    watch = ("mosquitto_sub", *at, "-v", "-t", "gw/v1/#")
+    ask = ("mosquitto_pub", *at, "-n", "-t", f"gw/v1/devices/{serial}/commands/device_status")
     return [
         f"broker   {running.kind} {running.version} ({why})  {running.url}",
         f"devices  {gateway.device_url}/socket/socket.io",
         f"metrics  {gateway.admin_url}/metrics",
         "",
-        "In a second terminal, see everything, and ask a device something:",
-        f"  mosquitto_sub {at} -t 'gw/v1/#' -v",
-        f"  mosquitto_pub {at} -t gw/v1/devices/{serial}/commands/device_status -n",
-        f"  {_gateway_command()} call {serial} device_status --mqtt {running.url}",
+        "Ctrl-C ends it. In a second terminal, ask a device something:",
+        _pasteable(*_gateway_command(), "call", serial, "device_status", "--mqtt", running.url),
+        *(_pasteable(*command) for command in (watch, ask) if shutil.which(command[0])),
     ]
 
 
-def _gateway_command() -> str:
+def _pasteable(*words: str) -> str:
+    """A shell command in lines of at most 80 columns, as far as its words allow."""
+    lines = [" "]
+    for word in map(shlex.quote, words):
+        if len(lines[-1]) + len(word) > MAX_COLUMNS - len("  \\"):
+            lines.append("   ")
+        lines[-1] += f" {word}"
+    return " \\\n".join(lines)
+
+
+def _gateway_command() -> tuple[str, ...]:
     """How to run this program in another terminal, where no virtual environment may be active."""
     started = Path(sys.argv[0])
-    if started.name == "gateway":
-        return shlex.quote(str(started.absolute()))
-    return f"{shlex.quote(sys.executable)} -m gateway"
+    return (str(started.absolute()),) if started.name == "gateway" else (sys.executable, "-m", "gateway")
 
 
 @asynccontextmanager

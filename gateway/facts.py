@@ -14,17 +14,23 @@ from gateway.topics import Client, Outcome
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Where a command's outcomes go and what they carry back."""
+    """Where a command's outcomes go, and what they carry back; without a Response Topic they go to `acks`."""
 
-    topic: str
+    acks: str
+    response_topic: str | None = None
     correlation: bytes | None = None
     traceparent: str | None = None
+
+    @property
+    def topic(self) -> str:
+        """The topic of the outcomes."""
+        return self.acks if self.response_topic is None else self.response_topic
 
 
 class Command(msgspec.Struct, frozen=True):
     """A service published a command; `refusal` is set when it can only be rejected.
 
-    `lifetime_s` counts from now; `duplicate` says that the broker has delivered it before.
+    `lifetime_s` counts from now; `duplicate` says that the broker has delivered it before; `size_bytes` is its payload.
     """
 
     id: str
@@ -37,6 +43,7 @@ class Command(msgspec.Struct, frozen=True):
     delivery: int | None = None
     duplicate: bool = False
     refusal: str | None = None
+    size_bytes: int = 0
 
 
 class Replied(msgspec.Struct, frozen=True):
@@ -52,6 +59,12 @@ class Attached(msgspec.Struct, frozen=True):
 
     socket: int
     client: Client
+    at: str
+
+
+class Adopted(msgspec.Struct, frozen=True):
+    """An earlier life of this node had the device, and nothing has come of it yet; `at` is RFC 3339."""
+
     at: str
 
 
@@ -95,16 +108,19 @@ class Moved(msgspec.Struct, frozen=True):
 
 
 class Published(msgspec.Struct, frozen=True):
-    """The broker has the message `token` (or refused it for good)."""
+    """The broker has the message `token`, or refuses it with a `code` of 0x80 and above."""
 
     token: int
+    code: int = 0
 
 
 class Ticked(msgspec.Struct, frozen=True):
     """The deadline was reached."""
 
 
-Fact = Command | Replied | Attached | Lost | Acked | Emitted | LinkOpened | LinkLost | Moved | Published | Ticked
+Fact = (
+    Command | Replied | Attached | Adopted | Lost | Acked | Emitted | LinkOpened | LinkLost | Moved | Published | Ticked
+)
 
 
 class Emit(msgspec.Struct, frozen=True):

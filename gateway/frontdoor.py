@@ -5,11 +5,13 @@ Follows device-protocol.zh.md. Bad input is answered to the one who sent it, in 
 
 import asyncio
 import logging
+from functools import partial
 
 from gateway import facts as f
 from gateway.auth import NOT_VALID, DeviceKey, Malformed, Verdict, parse_signature
 from gateway.catalog import Args
-from gateway.devices import Device, Devices
+from gateway.device import Device
+from gateway.devices import Devices
 from gateway.engine.effects import CloseReason
 from gateway.metrics import Metrics
 from gateway.rooms import Refused, RoomPolicy, Rooms
@@ -58,7 +60,7 @@ class FrontDoor:
         """Take the socket out of everything it was in."""
         self._metrics.sockets.dec()
         self._rooms.leave_all(socket)
-        authentication = self._authentications.pop(socket.number, None)
+        authentication = self._authentications.get(socket.number)
         if authentication is not None:
             authentication.cancel()
         device, socket.device = socket.device, None
@@ -95,23 +97,33 @@ class FrontDoor:
         elif socket.number not in self._authentications:
             task = asyncio.create_task(self._admit(socket, claim), name=f"authenticate-{socket.number}")
             self._authentications[socket.number] = task
+            task.add_done_callback(partial(self._authenticated, socket.number))
 
     async def _admit(self, socket: Socket, claim: DeviceKey) -> None:
-        try:
-            admitted = await self._devices.admit(claim, lambda: self._sockets.admit(socket.number))
-        finally:
-            self._authentications.pop(socket.number, None)
-        if isinstance(admitted, Device):
-            log.info("device here", extra={"serial": claim.serial, "address": socket.address})
-            socket.device = admitted
-            self._sockets.admit(socket.number)
-            self._sockets.emit(socket.number, "auth:ok")
-            admitted.attach(socket)
-        elif admitted is Verdict.DENIED:
+        verdict = await self._devices.admit(
+            claim, lambda: self._sockets.admit(socket.number), lambda device: self._welcome(socket, device)
+        )
+        if verdict is Verdict.DENIED:
             log.info("signature wrong", extra={"serial": claim.serial, "address": socket.address})
             self._fail(socket)
-        else:
+        elif verdict is Verdict.UNAVAILABLE:
             self._sockets.close(socket.number, CloseReason.REPLACED)  # by another node, meanwhile
+
+    def _welcome(self, socket: Socket, device: Device) -> None:
+        """The socket is the device, if it is still there."""
+        if not socket.is_open:
+            return
+        log.info("device here", extra={"serial": device.serial, "address": socket.address})
+        socket.device = device
+        self._sockets.admit(socket.number)
+        self._sockets.emit(socket.number, "auth:ok")
+        device.attach(socket)
+
+    def _authenticated(self, number: int, task: asyncio.Task[None]) -> None:
+        del self._authentications[number]
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            log.error("authentication failed", exc_info=problem)
+            self._sockets.close(number, CloseReason.INTERNAL_ERROR)
 
     def _fail(self, socket: Socket) -> None:
         self._sockets.emit(socket.number, "auth:fail", ({"error_msg": NOT_VALID},))

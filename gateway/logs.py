@@ -1,6 +1,7 @@
 """Log lines for people or for machines. Peers' strings lose their control characters; keys never get here."""
 
 import logging
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -19,14 +20,18 @@ def configure(settings: Log) -> None:
 
 
 class _Human(logging.Formatter):
+    """`2026-01-31T12:00:00.123+08:00 INFO    message key=value …`, in local time."""
+
     def format(self, record: logging.LogRecord) -> str:
-        time = self.formatTime(record, "%H:%M:%S")
+        time = datetime.fromtimestamp(record.created, UTC).astimezone().isoformat(timespec="milliseconds")
         fields = "".join(f" {key}={value}" for key, value in _fields(record).items())
-        text = f"{time}.{int(record.msecs):03d} {record.levelname:<7} {_clean(record.getMessage())}{fields}"
+        text = f"{time} {record.levelname:<7} {_clean(record.getMessage())}{fields}"
         return "\n  ".join((text, *_traceback(self, record)))
 
 
 class _Json(logging.Formatter):
+    """`{"time", "level", "logger", "message", …}`, `time` in Unix seconds."""
+
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "time": round(record.created, 3),

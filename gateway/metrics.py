@@ -32,6 +32,9 @@ class Metrics:
         self._received = {event: received.labels(event) for event in events}
         ignored = Counter("gateway_ignored", "What peers did without meaning.", ["what"], registry=registry)
         self._ignored = {what: ignored.labels(what) for what in get_args(f.Ignored)}
+        self.dropped = Counter(
+            "gateway_dropped_events", "Events of devices dropped while the broker was away.", registry=registry
+        )
         self.sockets = Gauge("gateway_sockets", "Open socket.io connections.", registry=registry)
         self.devices = Gauge("gateway_devices", "Devices whose link is here.", registry=registry)
 

@@ -1,5 +1,6 @@
 """The node's own link: room events that come in for all nodes, the status that it keeps, and the relay."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -7,7 +8,7 @@ import msgspec
 
 from gateway import __version__
 from gateway.commands import read_args
-from gateway.devices import LinkSettings, client_id, now_rfc3339
+from gateway.device import LinkSettings, client_id, now_rfc3339
 from gateway.mqtt import (
     Closed,
     Credentials,
@@ -22,11 +23,14 @@ from gateway.mqtt import (
 from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
 from gateway.rooms import Rooms
 from gateway.sockets import Socket, SocketServer
-from gateway.topics import JSON_TYPE, NodeStatus, RoomTopic, Topics
+from gateway.topics import JSON_TYPE, NodeStatus, Presence, RoomTopic, Topics
 
 log = logging.getLogger(__name__)
 
 ORIGIN = "origin"  # user property of a relayed event: node and socket that it came from, which it skips
+CENSUS_PAUSE_S = 1.0  # longer than a broker pauses between retained messages
+PRESENCE_WAIT_S = 2.0  # a retained message comes at once if there is one
+STATUS_EVERY_S = 30.0
 ROOM_SESSION_S = 60  # room events that come while the link is down for a moment are not missed
 
 
@@ -53,12 +57,18 @@ class Node:
         self._started = now_rfc3339()
         self._sockets: SocketServer
         self._trouble: str | None = "connecting to the broker"
+        self._displaced = False
+        self._became_ready = asyncio.Event()
+        self._asked: dict[str, asyncio.Future[Presence | None]] = {}  # presence topic → who waits for its message
+        self._census: list[str] | None = None  # serials found so far, while they are looked for
+        self._said: NodeStatus | None = None
+        self._refresh: asyncio.TimerHandle | None = None
         self._link = Link(
             links.address,
             Options(
                 client_id=client_id(topics.prefix, f"node:{name}"),  # no serial has a colon
                 subscriptions=(Subscription(topics.rooms_filter()),),
-                will=Will(self._status(online=False), 0),
+                will=Will(self._message(NodeStatus(False, name)), 0),
                 keep_alive_s=links.keep_alive_s,
                 session_expiry_s=ROOM_SESSION_S,
                 receive_maximum=links.receive_maximum,
@@ -79,40 +89,81 @@ class Node:
         """Connect, and emit room events to these sockets."""
         self._sockets = sockets
         self._link.open()
+        self._keep_status()
 
     async def close(self) -> None:
         """Say offline and disconnect."""
-        self.publish(self._status(online=False))
+        if self._refresh is not None:
+            self._refresh.cancel()
+        self.publish(self._message(NodeStatus(False, self._name)))
         await self._link.close()
 
     def publish(self, message: Message) -> None:
         """Publish for the node, or for a device whose own link is gone."""
-        self._link.publish(message)
+        self._publish(message, droppable=False)
+
+    def _publish(self, message: Message, *, droppable: bool) -> None:
+        if not self._displaced:
+            self._link.publish(message, droppable=droppable)
+            self._link.flush()
+
+    async def presence(self, serial: str) -> Presence | None:
+        """Ask the broker for a device's retained presence; None if there is none, or no answer in time."""
+        topic = self._topics.presence(serial)
+        asked = self._asked.get(topic)
+        if asked is None:
+            asked = self._asked[topic] = asyncio.get_running_loop().create_future()
+            self._link.subscribe(Subscription(topic, retained=True))
+            self._link.flush()
+        try:
+            async with asyncio.timeout(PRESENCE_WAIT_S):
+                return await asyncio.shield(asked)
+        except TimeoutError:
+            return None
+        finally:
+            if self._asked.pop(topic, None) is not None:
+                self._link.unsubscribe(topic)
+                self._link.flush()
+
+    async def orphans(self) -> list[str]:
+        """Ask the broker for the devices whose retained presence names this node: what an earlier life left."""
+        await self._became_ready.wait()
+        every = self._topics.presence("+")
+        census: list[str] = []
+        self._census = census
+        self._link.subscribe(Subscription(every, retained=True))
         self._link.flush()
+        counted = -1
+        while counted < len(census):  # retained messages come in one go; a pause says that it is over
+            counted = len(census)
+            await asyncio.sleep(CENSUS_PAUSE_S)
+        self._census = None
+        self._link.unsubscribe(every)
+        self._link.flush()
+        return census
 
     def relay(self, socket: int, room: str, event: str, message: Message) -> None:
         """Emit an event to the other sockets of a room, on every node: through the broker, also on this one."""
         origin = (ORIGIN, f"{self._name} {socket}")
-        self.publish(
-            Message(
-                self._topics.room(room, event),
-                message.payload,
-                qos=1,
-                content_type=message.content_type,
-                user_properties=(*message.user_properties, origin),
-            )
+        relayed = Message(
+            self._topics.room(room, event),
+            message.payload,
+            qos=1,
+            content_type=message.content_type,
+            user_properties=(*message.user_properties, origin),
         )
+        self._publish(relayed, droppable=True)
 
     def link_event(self, event: LinkEvent) -> None:
         """Emit what comes for rooms; keep the status and readiness."""
         match event:
             case Received():
-                self._room_event(event.message)
+                self._received(event.message)
                 if event.delivery is not None:
                     self._link.puback(event.delivery)
                     self._link.flush()
             case Opened():
-                self.publish(self._status(online=True))
+                self._say_online()
             case Subscribed():
                 self._subscribed(event)
             case Down() | Unavailable():
@@ -122,6 +173,7 @@ class Node:
                 log.error("broker refused the node", extra={"code": event.code, "reason": event.reason})
                 self._trouble = f"the broker refuses this node: {event.reason} (0x{event.code:02X})"
             case Closed():
+                self._displaced = True
                 log.error("another node has this name", extra={"node": self._name, "reason": event.reason})
                 self._trouble = f"another node is named {self._name}"
 
@@ -129,9 +181,22 @@ class Node:
         if event.refused:
             self._trouble = f"subscription refused: {', '.join(event.refused)}"
             log.error("subscription refused", extra={"filters": event.refused})
-        else:
+        elif self._trouble is not None:
             self._trouble = None
             log.info("gateway ready", extra={"node": self._name})
+            self._became_ready.set()
+
+    def _received(self, message: Message) -> None:
+        serial = self._topics.presence_of(message.topic)
+        if serial is None:
+            self._room_event(message)
+            return
+        presence = _presence(message.payload)
+        asked = self._asked.get(message.topic)
+        if asked is not None and not asked.done():
+            asked.set_result(presence)
+        if self._census is not None and presence is not None and presence.node == self._name:
+            self._census.append(serial)
 
     def _room_event(self, message: Message) -> None:
         address = self._topics.parse(message.topic)
@@ -145,7 +210,27 @@ class Node:
         if sockets:
             self._sockets.emit_to(sockets, address.event, args)
 
-    def _status(self, *, online: bool) -> Message:
-        status = NodeStatus(online, self._name, __version__, self._started, self._devices() if online else 0)
+    def _keep_status(self) -> None:
+        """Publish the status again where its numbers have changed, now and every STATUS_EVERY_S."""
+        self._refresh = asyncio.get_running_loop().call_later(STATUS_EVERY_S, self._keep_status)
+        if self._link.connected and self._now() != self._said:
+            self._say_online()
+
+    def _say_online(self) -> None:
+        self._said = self._now()
+        self.publish(self._message(self._said))
+
+    def _now(self) -> NodeStatus:
+        sockets = len(self._sockets)
+        return NodeStatus(True, self._name, __version__, self._started, self._devices(), sockets)
+
+    def _message(self, status: NodeStatus) -> Message:
         body = msgspec.json.encode(status)
         return Message(self._topics.node_status(self._name), body, qos=1, retain=True, content_type=JSON_TYPE)
+
+
+def _presence(payload: bytes) -> Presence | None:
+    try:
+        return msgspec.json.decode(payload, type=Presence)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

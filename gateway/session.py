@@ -52,6 +52,11 @@ class DeviceSession:
         return len(self._deliveries)
 
     @property
+    def in_flight(self) -> int:
+        """How many commands were emitted and wait for their ack."""
+        return self._deliveries.in_flight
+
+    @property
     def deadline(self) -> float | None:
         """When `Ticked` is due; None when nothing waits for time."""
         deadline = self._deliveries.deadline
@@ -68,7 +73,7 @@ class DeviceSession:
             case f.Acked() if fact.socket == self._socket:
                 self._deliveries.acked(fact.emit_id, fact.args, now)
             case f.Published():
-                self._deliveries.published(fact.token, now)
+                self._deliveries.published(fact.token, fact.code, now)
             case f.Emitted() if fact.socket == self._socket:
                 self._device_event(fact, now)
             case f.Replied():
@@ -77,6 +82,8 @@ class DeviceSession:
                 self._tick(now)
             case f.Attached():
                 self._attach(fact, now)
+            case f.Adopted():
+                self._adopt(fact.at)
             case f.Lost() if fact.socket == self._socket:
                 self._lose(fact, now)
             case f.LinkOpened():
@@ -100,6 +107,11 @@ class DeviceSession:
         self._socket = fact.socket
         self._announce(Presence(online=True, node=self._node, since=fact.at, client=fact.client))
         self._deliveries.attach(fact.socket, now)
+
+    def _adopt(self, at: str) -> None:
+        """The retained presence may still say online: the Will is not sent for a session that goes on."""
+        if self._socket is None:
+            self._announce(Presence(online=False, node=self._node, since=at, reason="gateway-lost"))
 
     def _lose(self, fact: f.Lost, now: float) -> None:
         self._socket = None

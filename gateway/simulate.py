@@ -6,8 +6,9 @@ to, and connects again for ever. How well it behaves is data.
 
 import asyncio
 import base64
+import signal
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -61,6 +62,7 @@ class SimulatedDevice:
         url: the gateway, as `http://HOST:PORT`.
         serial: who it is; with `key` it makes the signature.
         path: the URL path of socket.io.
+        tell: called with a line for a person for each change of its state and each event that it gets.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class SimulatedDevice:
         key: str = "demo",
         behaviour: Behaviour = Behaviour(),  # noqa: B008  (it is frozen)
         path: str = "/socket/socket.io",
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.url = url
         self.path = path
@@ -80,6 +83,8 @@ class SimulatedDevice:
         self.state: State = "connecting"
         self.online = asyncio.Event()  # set while it is authenticated
         self.received: Counter[str] = Counter()  # events that the gateway pushed
+        self.tell = tell
+        self._told = ""
         self._life: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -106,9 +111,17 @@ class SimulatedDevice:
         flapping = self.behaviour.flapping
         async with aiohttp.ClientSession() as http:
             while True:
-                self.state = "connecting"
+                self.become("connecting")
                 went_by_itself = await _Connection(self, http).live()
                 await asyncio.sleep(flapping.away_s if flapping and went_by_itself else RECONNECT_S)
+
+    def become(self, state: State, why: Any = None) -> None:
+        """Change state; nobody is told of a connection that fails again as it failed before."""
+        self.state = state
+        told = f"{self.serial}  {state}{f': {why}' if why else ''}"
+        if state != "connecting" and told != self._told:
+            self._told = told
+            self.tell(told)
 
 
 class _Connection:
@@ -133,7 +146,8 @@ class _Connection:
             await self._connect()
             async with asyncio.timeout(flapping.online_s if flapping else None):
                 await self._stay()
-        except SocketIOError:  # not reachable, or lost while it emitted
+        except SocketIOError as problem:  # not reachable, or lost while it emitted
+            self._disconnected(problem)
             return False
         except TimeoutError:
             return True
@@ -171,6 +185,7 @@ class _Connection:
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
         self._device.received[event] += 1
+        self._device.tell(" ".join((f"{self._device.serial}  {event}", *map(_shown, args))))
         if self._behaviour.ack_delay_s:
             await self._gone_within(self._behaviour.ack_delay_s)
         with suppress(SocketIOError):  # the connection is gone
@@ -194,15 +209,31 @@ class _Connection:
         return self._gone.is_set()
 
     def _accepted(self) -> None:
-        self._device.state = "online"
         self._device.online.set()
+        self._device.become("online")
 
     def _refused(self, reason: Any = None) -> None:
-        self._disconnected(reason)
-        self._device.state = "refused"
+        self._device.become("refused", reason["error_msg"] if isinstance(reason, dict) else reason)
+        self._disconnected()
 
     def _disconnected(self, reason: Any = None) -> None:
-        if self._device.state != "refused":
-            self._device.state = "away"
         self._device.online.clear()
+        if not self._gone.is_set() and self._device.state != "refused":
+            self._device.become("away", reason)
         self._gone.set()
+
+
+async def simulate(devices: Iterable[SimulatedDevice]) -> None:
+    """Let devices live until SIGINT or SIGTERM."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with asyncio.TaskGroup() as group:
+        lives = [group.create_task(device.run(), name=f"device {device.serial}") for device in devices]
+        await stop.wait()
+        for life in lives:
+            life.cancel()
+
+
+def _shown(argument: Any) -> str:
+    return msgspec.json.encode(argument).decode()

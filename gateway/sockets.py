@@ -38,6 +38,11 @@ class Socket:
         self.device: object = None  # who it authenticated as; the owner's to set
 
     @property
+    def is_open(self) -> bool:
+        """Whether anything can still be said to it."""
+        return self.connection.session.closed is None
+
+    @property
     def client(self) -> Client:
         """How it is connected, now."""
         return Client(self.connection.generation.revision, str(self.connection.transport), self.address)

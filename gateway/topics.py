@@ -181,6 +181,13 @@ class Topics:
         """A device's retained presence."""
         return f"{self._devices}{serial}/presence"
 
+    def presence_of(self, topic: str) -> str | None:
+        """Return the serial of a presence topic; None for any other topic."""
+        if topic.startswith(self._devices) and topic.endswith("/presence"):
+            serial = topic[len(self._devices) : -len("/presence")]
+            return serial if is_serial(serial) else None
+        return None
+
     def room(self, room: str, event: str) -> str:
         """Where an event for every socket of a room goes. Raises BadName."""
         return f"{self._rooms}{encode_level(room)}/events/{encode_level(event)}"

@@ -23,6 +23,7 @@ CORES = {
     "gateway.commands",
     "gateway.facts",
     "gateway.delivery",
+    "gateway.outcomes",
     "gateway.session",
     "gateway.rooms",
     "gateway.engine",

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway import keyfile
 from gateway.auth import (
     MAX_SIGNATURE_CHARS,
     DeviceKey,
@@ -15,9 +16,11 @@ from gateway.auth import (
     Malformed,
     OpenAuthenticator,
     Verdict,
+    authenticator,
     hash_key,
     parse_signature,
 )
+from gateway.config import Auth, ConfigError
 
 PEPPER = b"pepper"
 
@@ -138,6 +141,59 @@ async def test_the_file_knows_who_is_who(tmp_path: Path) -> None:
     assert await FileAuthenticator.load(path, b"salt").check(DeviceKey("s1", "a:b")) is Verdict.DENIED
 
 
+async def test_a_changed_file_counts_at_once(tmp_path: Path) -> None:
+    """`gateway devices add` says that a device may connect: it must be true of a gateway that runs."""
+    path = keys(tmp_path, "")
+    file = FileAuthenticator.load(path, PEPPER)
+    assert await file.check(DeviceKey("s1", "k")) is Verdict.DENIED
+    keyfile.put(path, "s1", hash_key("s1", "k", PEPPER))
+    assert await file.check(DeviceKey("s1", "k")) is Verdict.ACCEPTED
+    keyfile.put(path, "s1", hash_key("s1", "new", PEPPER))
+    assert await file.check(DeviceKey("s1", "k")) is Verdict.DENIED
+    assert await file.check(DeviceKey("s1", "new")) is Verdict.ACCEPTED
+    assert keyfile.remove(path, "s1")
+    assert await file.check(DeviceKey("s1", "new")) is Verdict.DENIED
+
+
+@pytest.mark.parametrize("broken", ["s1:short\n", None])
+async def test_a_broken_file_is_warned_of_once_and_the_old_one_counts(
+    tmp_path: Path, broken: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = keys(tmp_path, f"s1:{hash_key('s1', 'k', PEPPER)}\n")
+    file = FileAuthenticator.load(path, PEPPER)
+    keys(tmp_path, broken) if broken else path.unlink()
+    for _ in range(3):
+        assert await file.check(DeviceKey("s1", "k")) is Verdict.ACCEPTED
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    keys(tmp_path, "")
+    assert await file.check(DeviceKey("s1", "k")) is Verdict.DENIED
+
+
+async def test_a_file_that_did_not_change_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = FileAuthenticator.load(keys(tmp_path, ""), PEPPER)
+    monkeypatch.delattr(keyfile, "read")
+    for _ in range(3):
+        assert await file.check(DeviceKey("s1", "k")) is Verdict.DENIED
+
+
+def test_the_settings_choose_who_checks(tmp_path: Path) -> None:
+    path = keys(tmp_path, "")
+    assert isinstance(authenticator(Auth(mode="open"), {}), OpenAuthenticator)
+    assert authenticator(Auth(mode="broker"), {}) is None
+    salted = Auth(mode="file", file=str(path), pepper_env="SALT")
+    assert isinstance(authenticator(salted, {"SALT": "pepper"}), FileAuthenticator)
+
+
+def test_every_problem_of_file_mode_is_said(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    with pytest.raises(ConfigError) as caught:
+        authenticator(Auth(mode="file", file=str(missing)), {"GATEWAY_PEPPER": ""})
+    assert caught.value.problems == [
+        "environment GATEWAY_PEPPER: missing, expected the secret of the hashes",
+        f"auth.file: {missing}: cannot be read: No such file or directory",
+    ]
+
+
 async def test_an_empty_file_knows_nobody(tmp_path: Path) -> None:
     assert await FileAuthenticator.load(keys(tmp_path, ""), PEPPER).check(DeviceKey("s1", "k")) is Verdict.DENIED
 
@@ -146,33 +202,3 @@ def test_a_hash_is_of_serial_and_key_under_the_pepper() -> None:
     """Pinned by `printf s1:k | openssl dgst -sha256 -hmac pepper`: the files of operators hold such hashes."""
     assert hash_key("s1", "k", PEPPER) == "3b3cd8566fd1a1c300112f5d7a70da6436e49a0d39bb44e42b198de5d700cacf"
     assert len({hash_key(*claim, PEPPER) for claim in (("s1", "k"), ("s1", "K"), ("S1", "k"), ("s2", "k"))}) == 4
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "s1",
-        "s1:",
-        "s1:abc",
-        ":" + "0" * 64,
-        "a/b:" + "0" * 64,
-        "s1:" + "0" * 65,
-        "s1:" + "G" * 64,
-        "s1:" + "é" * 64,
-        "s1:" + "A" * 64,
-        "s1 :" + "0" * 64,
-    ],
-)
-def test_names_the_line_that_is_wrong(tmp_path: Path, line: str) -> None:
-    path = keys(tmp_path, f"# keys\ns0:{'0' * 64}\n{line}\n")
-    with pytest.raises(ValueError, match=r"keys:3: expected serial:hash, as `gateway devices add` writes it$"):
-        FileAuthenticator.load(path, PEPPER)
-
-
-def test_says_that_a_file_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "latin").write_bytes(b"# caf\xe9\n")
-    for path in (tmp_path / "missing", tmp_path, tmp_path / "latin"):
-        with pytest.raises(ValueError, match="cannot be read") as caught:
-            FileAuthenticator.load(path, PEPPER)
-        assert str(caught.value).startswith(f"{path}: ")
-        assert "\n" not in str(caught.value)

@@ -4,7 +4,6 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -13,8 +12,8 @@ from click.testing import CliRunner
 
 import gateway as gateway_package
 from gateway import __version__, config
-from gateway.__main__ import _put, main
-from gateway.auth import FileAuthenticator, hash_key
+from gateway.__main__ import main
+from gateway.auth import hash_key
 
 PEPPER = {"GATEWAY_PEPPER": "salt and pepper"}
 
@@ -56,7 +55,9 @@ def test_version() -> None:
         (["serve"], "gateway serve --mqtt"),
         (["check"], "gateway check --example"),
         (["demo"], "gateway demo --seconds 10"),
-        (["call"], "gateway call AC4178234415 device_status"),
+        (["call"], "gateway call AC4178234411 device_status"),
+        (["call"], "--qos 1 --ttl 60"),
+        (["simulate"], "gateway simulate --url"),
         (["devices", "add"], "gateway devices add --file"),
     ],
 )
@@ -64,6 +65,18 @@ def test_help_has_examples(command: list[str], promised: str) -> None:
     done = gateway(*command, "--help")
     assert done.returncode == 0
     assert promised in done.stdout
+
+
+@pytest.mark.parametrize("group", [[], ["devices"]])
+def test_no_description_is_cut(group: list[str]) -> None:
+    _, _, commands = gateway(*group, "--help", environ={"COLUMNS": "80"}).stdout.partition("Commands:\n")
+    assert "  add " in commands or "  serve " in commands
+    assert "..." not in commands
+
+
+@pytest.mark.parametrize("command", ["serve", "demo", "call"])
+def test_help_says_what_the_exit_status_means(command: str) -> None:
+    assert "Exit status 0" in gateway(command, "--help").stdout
 
 
 def test_help_does_not_import_what_is_heavy() -> None:
@@ -74,7 +87,7 @@ def test_help_does_not_import_what_is_heavy() -> None:
 
 
 def test_check_accepts_the_example(tmp_path: Path) -> None:
-    path = tmp_path / "gw.toml"
+    path = tmp_path / "gateway.toml"
     printed = gateway("check", "--example")
     assert (printed.returncode, printed.stdout) == (0, config.example())
     path.write_text(printed.stdout, "utf-8")
@@ -104,6 +117,18 @@ def test_check_of_a_file_that_is_not_there(tmp_path: Path) -> None:
     )
 
 
+def test_check_refuses_what_serve_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text(f'[auth]\nmode = "file"\nfile = "{tmp_path}/none"\n')
+    problems = [
+        "environment GATEWAY_PEPPER: missing, expected the secret of the hashes",
+        f"auth.file: {tmp_path}/none: cannot be read: No such file or directory",
+    ]
+    for command in (["check"], ["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]):
+        done = gateway(*command, "--config", path)
+        assert (done.returncode, done.stdout, done.stderr.splitlines()) == (2, "", problems)
+
+
 def test_serve_refuses_a_bad_configuration(bad_file: Path) -> None:
     done = gateway("serve", "--config", bad_file)
     assert (done.returncode, done.stderr.splitlines()) == (2, BAD)
@@ -119,7 +144,7 @@ def test_serve_refuses_a_bad_configuration(bad_file: Path) -> None:
         (["--auth", ""], '--auth: expected "open" or "file" or "broker", got ""'),
         (
             ["--auth", "file:"],
-            '--auth: missing, expected the path of the keys because auth.mode is "file"',
+            '--auth: missing, expected the path of the keys because auth.mode is "file"; as a flag --auth file:PATH',
         ),
         (["--log-format", "xml"], '--log-format: expected "human" or "json", got "xml"'),
     ],
@@ -141,6 +166,7 @@ def test_serve_does_not_show_a_password() -> None:
     [
         (["S1", "text_stop", "{id: 7}"], "JSON: "),
         (["S1", "text_stop", "--mqtt", "localhost"], "--mqtt: expected mqtt://"),
+        (["S 1", "text_stop"], "cannot call S 1: "),
     ],
 )
 def test_call_refuses_what_it_cannot_send(args: list[str], problem: str) -> None:
@@ -164,10 +190,12 @@ def closed() -> str:
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_serve_says_that_a_port_is_taken(taken: str, closed: str) -> None:
-    done = gateway("serve", "--listen", taken, "--admin", "127.0.0.1:0", "--mqtt", f"mqtt://{closed}")
+@pytest.mark.parametrize(("flag", "setting"), [("--listen", "devices.listen"), ("--admin", "admin.listen")])
+def test_serve_says_which_port_is_taken(taken: str, closed: str, flag: str, setting: str) -> None:
+    addresses = {"--listen": "127.0.0.1:0", "--admin": "127.0.0.1:0", flag: taken}
+    done = gateway("serve", *(word for pair in addresses.items() for word in pair), "--mqtt", f"mqtt://{closed}")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("cannot serve: ")
+    assert done.stderr.splitlines()[-1].startswith(f"cannot serve: {setting}: {taken}: ")
     assert "Traceback" not in done.stderr
 
 
@@ -210,16 +238,6 @@ def test_devices_add_replaces_one_line_and_keeps_the_others(tmp_path: Path) -> N
     path.write_text(f"# hall\n{entry('AC1', 'old')}\n{entry('AC11', 'other')}")
     assert add(path, "AC1", "new").returncode == 0
     assert path.read_text().splitlines() == ["# hall", entry("AC11", "other"), entry("AC1", "new")]
-    FileAuthenticator.load(path, b"")
-
-
-def test_devices_added_at_once_are_all_kept(tmp_path: Path) -> None:
-    """Whoever reads the file, changes it and writes it back must have it alone meanwhile."""
-    path = tmp_path / "devices"
-    serials = [f"AC{number}" for number in range(100)]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda serial: _put(path, serial, "hash"), serials))
-    assert sorted(path.read_text().splitlines()) == sorted(f"{serial}:hash" for serial in serials)
 
 
 def test_devices_add_follows_a_symbolic_link(tmp_path: Path) -> None:
@@ -243,6 +261,35 @@ def test_devices_add_refuses(tmp_path: Path, serial: str, key: str, environ: dic
     done = gateway("devices", "add", "--file", tmp_path / "devices", serial, environ=environ, stdin=key)
     assert (done.returncode, done.stderr) == (2, problem + "\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_devices_are_listed_and_removed(tmp_path: Path) -> None:
+    path = tmp_path / "devices"
+    path.write_text(f"# hall\n{entry('AC2', 'k')}\n{entry('AC1', 'k')}\n")
+    assert gateway("devices", "list", "--file", path).stdout == "AC2\nAC1\n"
+    done = gateway("devices", "remove", "--file", path, "AC2")
+    assert (done.returncode, done.stdout) == (0, f"{path}: AC2 may no longer connect\n")
+    assert gateway("devices", "list", "--file", path).stdout == "AC1\n"
+    done = gateway("devices", "remove", "--file", path, "AC2")
+    assert (done.returncode, done.stdout) == (1, f"{path}: AC2 may not connect: it is not in the file\n")
+
+
+@pytest.mark.parametrize("command", [["list"], ["remove", "AC1"]])
+def test_devices_of_a_file_that_is_not_there(tmp_path: Path, command: list[str]) -> None:
+    done = gateway("devices", *command, "--file", tmp_path / "none")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        ([], "expected a SERIAL, or --devices N\n"),
+        (["AC1", "--url", "127.0.0.1:8080"], "--url: expected http://HOST:PORT or https://HOST:PORT\n"),
+    ],
+)
+def test_simulate_refuses(args: list[str], problem: str) -> None:
+    done = gateway("simulate", *args)
+    assert (done.returncode, done.stderr) == (2, problem)
 
 
 def test_devices_add_where_there_is_no_directory(tmp_path: Path) -> None:

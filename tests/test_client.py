@@ -15,7 +15,7 @@ from paho.mqtt.properties import Properties
 from gateway.addresses import BrokerUrl
 from gateway.brokers import BrokerUnavailable, LocalBroker, local_broker
 from gateway.client import Disconnected, Fleet, NoOutcome
-from gateway.topics import Outcome
+from gateway.topics import NodeStatus, Outcome, Presence
 
 SERIAL = "AC4178234415"
 
@@ -133,6 +133,35 @@ async def test_a_call_without_outcome_ends(fleet: Fleet, gateway: aiomqtt.Client
         call = group.create_task(fleet.call(SERIAL, "device_status"))
         await answer(gateway, await received(gateway), "offline")
     assert call.result().status == "offline"
+
+
+async def retain(gateway: aiomqtt.Client, topic: str, body: msgspec.Struct | bytes) -> None:
+    await gateway.publish(
+        f"gw/v1/{topic}", body if isinstance(body, bytes) else msgspec.json.encode(body), 1, retain=True
+    )
+
+
+async def test_why_a_device_is_silent(fleet: Fleet, gateway: aiomqtt.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newcomer waited 15 s for a device that never was there, and was told to look for a gateway."""
+    monkeypatch.setattr("gateway.client.LOOK_S", 0.3)
+    nobody = "is any gateway running with prefix gw/v1?"
+    assert await fleet.why_silent(SERIAL) == nobody
+    await retain(gateway, "nodes/gw-0/status", NodeStatus(False, "gw-0"))
+    await retain(gateway, f"devices/{SERIAL}/presence", Presence(True, "gw-0"))
+    assert await fleet.why_silent(SERIAL) == nobody
+    await retain(gateway, "nodes/gw-1/status", NodeStatus(True, "gw-1"))
+    await retain(gateway, "nodes/gw-2/status", b"garbage")
+    assert await fleet.why_silent("AC2") == "AC2 never connected to a gateway with prefix gw/v1"
+    await retain(gateway, f"devices/{SERIAL}/presence", Presence(True, "gw-1"))
+    assert await fleet.why_silent(SERIAL) == f"{SERIAL} is connected to gw-1, and may still answer"
+    await retain(gateway, f"devices/{SERIAL}/presence", Presence(False, "gw-1", "2026-01-31T12:00:00Z"))
+    assert await fleet.why_silent(SERIAL) == f"{SERIAL} is away since 2026-01-31T12:00:00Z"
+
+
+async def test_why_a_device_is_silent_without_a_broker(broker: LocalBroker, fleet: Fleet) -> None:
+    await broker.stop()
+    with pytest.raises(Disconnected, match=broker.url):
+        await fleet.why_silent(SERIAL)
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\xff", b"[]", b"{}", b'{"final":true}', b"null"])

@@ -31,7 +31,7 @@ def test_nothing_given_is_the_defaults() -> None:
 
 
 def test_the_example_loads_to_the_defaults(tmp_path: Path) -> None:
-    path = tmp_path / "gw.toml"
+    path = tmp_path / "gateway.toml"
     path.write_text(config.example(), "utf-8")
     assert config.load(path, {}, {}) == Config()
 
@@ -45,7 +45,7 @@ def test_the_example_describes_every_setting() -> None:
 
 
 def test_a_whole_file(tmp_path: Path) -> None:
-    path = tmp_path / "gw.toml"
+    path = tmp_path / "gateway.toml"
     path.write_text(
         """
         node = "gw-7"
@@ -91,7 +91,7 @@ def test_all_problems_come_at_once() -> None:
         'rooms.rules[0].allow: missing, expected "device" or "self" or "anyone" or "nobody"',
         "rooms.rules[1]: expected a table, got 3",
         "log: expected a table, got 4",
-        'auth.file: missing, expected the path of the keys because auth.mode is "file"',
+        'auth.file: missing, expected the path of the keys because auth.mode is "file"; as a flag --auth file:PATH',
         "mqtt.reconnect_max_s: expected at least mqtt.reconnect_min_s, 99.0, got 30.0",
     ]
 
@@ -124,6 +124,21 @@ def test_all_problems_come_at_once() -> None:
 def test_a_bad_value_says_what_is_expected(path: str, value: object, expected: str) -> None:
     section, _, key = path.rpartition(".")
     assert problems({section: {key: value}} if section else {key: value}) == [f"{path}: expected {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ("mqqt", 'mqqt: unknown section, did you mean "mqtt"?'),
+        ("device", 'device: unknown section, did you mean "devices"?'),
+        (
+            "broker",
+            "broker: unknown section, expected one of node, devices, admin, mqtt, auth, commands, rooms, log",
+        ),
+    ],
+)
+def test_an_unknown_section_says_which_are_known(section: str, problem: str) -> None:
+    assert problems({section: {"url": "mqtt://h"}}) == [problem]
 
 
 def test_a_number_too_long_for_python_to_print() -> None:
@@ -168,7 +183,7 @@ def test_an_odd_key_stays_on_one_line(key: str) -> None:
     ],
 )
 def test_a_file_that_is_not_toml_is_one_line(tmp_path: Path, content: bytes, expected: str) -> None:
-    path = tmp_path / "gw.toml"
+    path = tmp_path / "gateway.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         config.load(path, {}, {})
@@ -312,6 +327,11 @@ def test_urls_of_brokers(text: str, url: BrokerUrl) -> None:
 def test_what_is_no_url_of_a_broker(text: str) -> None:
     with pytest.raises(ValueError, match=r"^mqtt://"):
         BrokerUrl.parse(text)
+
+
+def test_a_url_with_an_odd_password_is_told_how_to_write_it() -> None:
+    (problem,) = problems({"mqtt": {"url": "mqtt://user:s3#cret@h"}})
+    assert problem.endswith("with # / ? @ % in a password as %23 %2F %3F %40 %25")
 
 
 @pytest.mark.parametrize("url", ["mqtt://user:s3cret@h", "mqtt://user:s3cret", "user:s3cret@h", "mqtt://u:s3cret/@h"])

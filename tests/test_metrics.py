@@ -61,6 +61,7 @@ def test_every_label_is_there_before_anything_happens(metrics: Metrics, registry
         "gateway_outcomes": {(event, status) for (event,), status in product(events, STATUSES)},
         "gateway_device_events": events,
         "gateway_ignored": {(what,) for what in get_args(f.Ignored)},
+        "gateway_dropped_events": {()},
     }
     assert counts(registry) == {}
 

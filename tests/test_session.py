@@ -7,7 +7,8 @@ import pytest
 
 from gateway import facts as f
 from gateway.catalog import Args, Catalog
-from gateway.delivery import REMEMBERED, Limits
+from gateway.delivery import Limits
+from gateway.outcomes import REMEMBERED
 from gateway.session import DeviceSession, encode_args
 from gateway.topics import Client, Topics
 
@@ -39,7 +40,7 @@ class World:
     def send(self, event: str = "bind_class", qos: int = 1, lifetime_s: float = 60, **fields: Any) -> list[f.Effect]:
         self.ids += 1
         fields = {"delivery": self.ids if qos else None, "ack_timeout_s": 10.0, "id": f"c{self.ids}"} | fields
-        answer = f.Answer("gw/v1/inbox/me", b"corr")
+        answer = f.Answer("gw/v1/devices/AC1/acks/x", "gw/v1/inbox/me", b"corr")
         return self.tell(
             f.Command(event=CATALOG[event], args=(), answer=answer, qos=qos, lifetime_s=lifetime_s, **fields)
         )
@@ -215,6 +216,35 @@ def test_an_ack_of_an_earlier_attempt_counts(world: World) -> None:
     assert world.effects == [f.Ignore("unknown_ack")]
 
 
+def test_an_outcome_that_the_broker_refuses_is_said_again_without_what_it_may_refuse(world: World) -> None:
+    world.attach()
+    world.send()
+    world.ack(1, ({"ack": True, "huge": "x" * 1000},))
+    token = world.token()
+    world.tell(f.Published(token, 0x95))
+    assert not world.pubacks
+    (again,) = world.publishes()
+    assert again.message.topic == "gw/v1/devices/AC1/acks/x"
+    assert again.outcome is not None
+    assert (again.outcome.status, again.outcome.data) == ("acked", None)
+    assert again.outcome.error == "the broker refused the outcome with 0x95"
+    assert again.token is not None
+    world.tell(f.Published(again.token, 0x87))
+    assert world.pubacks == [1], "it is not tried for ever"
+
+
+def test_all_attempts_acked_late_are_one_late_outcome(world: World) -> None:
+    world.attach()
+    world.send()
+    for _ in range(3):
+        world.after(10)
+    world.ack(2)
+    assert [effect.outcome.late for effect in world.publishes() if effect.outcome] == [True]
+    for emit_id in (1, 3):
+        world.ack(emit_id)
+        assert world.effects == [f.Ignore("unknown_ack")]
+
+
 def test_a_late_ack_is_published_once_more(world: World) -> None:
     world.attach()
     world.send(qos=0)
@@ -370,7 +400,9 @@ def test_a_session_that_was_not_resumed_owes_no_pubacks(world: World) -> None:
     world.tell(f.LinkOpened(resumed=False))
     world.ack(1)
     assert world.outcomes == [("c1", "acked")]
-    assert world.publishes()[0].token is None
+    token = world.token()
+    world.tell(f.Published(token))
+    assert world.pubacks == []
 
 
 def test_timers_of_finished_commands_do_not_pile_up(world: World) -> None:

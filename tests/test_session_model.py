@@ -39,6 +39,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.settled: Counter[int] = Counter()
         self.broker_has: set[int] = set()  # deliveries without PUBACK that the broker remembers
         self.waiting: dict[int, int | None] = {}  # token → delivery that it may settle
+        self.refused: set[str] = set()
         self.confirmed: set[str] = set()  # commands whose final outcome the broker has
         self.outcome_of: dict[int, str] = {}
         self.said_online: bool | None = None
@@ -84,7 +85,8 @@ class SessionMachine(RuleBasedStateMachine):
             self.waiting[effect.token] = None
             if outcome is not None:
                 self.outcome_of[effect.token] = outcome.id
-        if outcome is not None and outcome.final and not outcome.late:
+        again = outcome is not None and (outcome.error or "").startswith("the broker refused")
+        if outcome is not None and outcome.final and not outcome.late and not again:
             self.finals[outcome.id] += 1
             assert self.finals[outcome.id] == 1, "two final outcomes"
             assert outcome.maybe_delivered == bool(self.attempts[outcome.id])
@@ -125,7 +127,7 @@ class SessionMachine(RuleBasedStateMachine):
             id=f"c{number}",
             event=CATALOG[event],
             args=(number,),
-            answer=f.Answer("gw/v1/inbox/x"),
+            answer=f.Answer("gw/v1/devices/AC1/acks/x", "gw/v1/inbox/x"),
             qos=qos,
             lifetime_s=ack_timeout_s if qos == 0 else lifetime_s,
             ack_timeout_s=ack_timeout_s,
@@ -158,10 +160,15 @@ class SessionMachine(RuleBasedStateMachine):
         self.tell(f.Acked(self.sockets - stale, emit_id, (args,)))
 
     @precondition(lambda self: self.link_open and self.waiting)
-    @rule(data=st.data())
-    def published(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), refused=st.sampled_from([False] * 9 + [True]))
+    def published(self, data: st.DataObject, refused: bool) -> None:
         token = data.draw(st.sampled_from(sorted(self.waiting)))
-        self.confirm(token)
+        if refused and self.outcome_of[token] not in self.refused:
+            self.refused.add(self.outcome_of[token])
+            del self.waiting[token]
+            self.tell(f.Published(token, 0x97))
+        else:
+            self.confirm(token)
 
     def confirm(self, token: int) -> None:
         del self.waiting[token]

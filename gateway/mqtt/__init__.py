@@ -27,15 +27,10 @@ class Message(Struct, frozen=True, gc=False):
         """About what it costs to keep."""
         return len(self.topic) + len(self.payload)
 
-    def same_publication(self, other: "Message") -> bool:
-        """Whether both may be one publication: a broker forwards all but the remaining expiry unaltered."""
-        return (
-            self.topic == other.topic
-            and self.payload == other.payload
-            and self.correlation == other.correlation
-            and self.response_topic == other.response_topic
-            and self.user_properties == other.user_properties
-        )
+    @property
+    def fingerprint(self) -> int:
+        """Hash of what no broker alters between two deliveries of one publication, unlike the remaining expiry."""
+        return hash((self.topic, self.payload, self.correlation, self.response_topic, self.user_properties))
 
 
 class Will(Struct, frozen=True, gc=False):
@@ -89,8 +84,12 @@ class Opened(Struct, frozen=True, gc=False):
 
 
 class Subscribed(Struct, frozen=True, gc=False):
-    """The broker answered a SUBSCRIBE; `refused` names the topic filters it did not grant."""
+    """The broker answered a SUBSCRIBE for `filters`, and granted all but `refused`.
 
+    Retained messages may come before or after it: that there is none is told by nothing.
+    """
+
+    filters: tuple[str, ...]
     refused: tuple[str, ...]
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+from contextlib import suppress
 from typing import Protocol, cast
 
 import mqtt5
@@ -33,13 +34,13 @@ class ConnectionOwner(Protocol):
 class Connection(asyncio.Protocol):
     """One transport to the broker: it proves itself, then serves as the current one until it is detached."""
 
-    __slots__ = ("_answer", "_link", "_verdict", "closed", "paused", "transport")
+    __slots__ = ("_answer", "_closed", "_link", "_verdict", "paused", "transport")
 
     def __init__(self, link: ConnectionOwner, verdict: "asyncio.Future[Verdict]") -> None:
         self._link: ConnectionOwner | None = link
         self._answer = b""
         self._verdict: asyncio.Future[Verdict] | None = verdict  # None once decided
-        self.closed: asyncio.Future[None] | None = None
+        self._closed: asyncio.Future[None] | None = None  # somebody waits for the end
         self.transport: asyncio.Transport | None = None
         self.paused = False
 
@@ -78,8 +79,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         link, self._link, reason = self._link, None, str(exc or "closed by the broker")
-        if self.closed is not None:
-            self.closed.set_result(None)
+        if self._closed is not None:
+            self._closed.set_result(None)
         if self._verdict is not None:
             self._decide(Unavailable(reason))
         elif link is not None:
@@ -104,6 +105,22 @@ class Connection(asyncio.Protocol):
         """Write, if the transport still can."""
         if data and self.transport is not None and not self.transport.is_closing():
             self.transport.write(data)
+
+    def finish(self, data: bytes) -> None:
+        """Write the last bytes and let the broker close: one that closes first loses what it has not read."""
+        self._closed = asyncio.get_running_loop().create_future()
+        self.write(data)
+        if self.transport is not None and not self.transport.is_closing() and self.transport.can_write_eof():
+            with suppress(OSError):  # it was reset, and the loop has not told yet
+                self.transport.write_eof()
+
+    async def finished(self, timeout_s: float) -> None:
+        """Wait until the broker has closed after `finish()`, then cut if it has not; at once without `finish()`."""
+        try:
+            if self._closed is not None:
+                await asyncio.wait({self._closed}, timeout=timeout_s)
+        finally:
+            self.detach()
 
     def detach(self, verdict: Verdict = DETACHED) -> None:
         """Cut the transport at once; no callback has an effect from here on."""

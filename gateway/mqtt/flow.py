@@ -17,28 +17,36 @@ from gateway.mqtt.wire import (
     write_publish,
 )
 
+PING = 0  # stands for a PINGREQ where a packet id is asked for
+
 
 class _Delivery:
-    """A received QoS 1 message whose PUBACK has not left."""
+    """A received QoS 1 message whose PUBACK may not have reached the broker."""
 
-    __slots__ = ("acked", "message", "number")
+    __slots__ = ("acked", "fingerprint", "number")
 
-    def __init__(self, number: int, message: Message) -> None:
+    def __init__(self, number: int, fingerprint: int) -> None:
         self.number = number
-        self.message = message
+        self.fingerprint = fingerprint
         self.acked = False
 
 
 class Inbox:
-    """Received messages and their PUBACKs. A delivery number is unique and ends in its packet id."""
+    """Received messages and their PUBACKs. A delivery number is unique and ends in its packet id.
 
-    __slots__ = ("_count", "_events", "_maximum", "_pending", "_stale")
+    A PUBACK that was written may be lost with its connection, and the broker then delivers again what its owner is
+    done with. So a written one is remembered until the broker has answered a packet that was written after it.
+    """
+
+    __slots__ = ("_count", "_events", "_maximum", "_pending", "_probe", "_stale", "_written")
 
     def __init__(self, receive_maximum: int, events: list[Event]) -> None:
         self._maximum = receive_maximum
         self._events = events
         self._count = 0
         self._pending: dict[int, _Delivery] | None = None  # by packet id, in the order of receipt
+        self._written: dict[int, _Delivery] | None = None  # their PUBACK was written
+        self._probe: tuple[int, dict[int, _Delivery]] | None = None  # written before the packet of this id
         self._stale: dict[int, _Delivery] | None = None  # of an earlier connection, not redelivered yet
 
     def opened(self, session_present: bool) -> None:
@@ -47,14 +55,15 @@ class Inbox:
             self._stale = None
 
     def closed(self) -> None:
-        """Keep what has no PUBACK for its redelivery; a broker never has more than the maximum of them."""
-        if self._pending:
-            stale = (self._stale or {}) | self._pending
+        """Keep what the broker may have no PUBACK for; it never has more than the maximum of them."""
+        written = (self._probe[1] if self._probe else {}) | (self._written or {})
+        if written or self._pending:
+            stale = (self._stale or {}) | written | (self._pending or {})
             self._stale = dict(islice(stale.items(), max(0, len(stale) - self._maximum), None))
-            self._pending = None
+            self._pending = self._written = self._probe = None
 
     def receive(self, packet: mqtt5.PublishPacket) -> None:
-        """Surface a message, but not the redelivery of one that its owner still has."""
+        """Surface a message, but not the redelivery of one that its owner has, or is done with."""
         if packet.topic_alias is not None:  # CONNECT allows none [MQTT-3.1.2-26]
             raise Malformed("topic alias", Code.TOPIC_ALIAS_INVALID)
         message = read_message(packet)
@@ -64,13 +73,17 @@ class Inbox:
         packet_id = self._check(packet)
         if self._pending is None:
             self._pending = {}
-        known = self._stale.pop(packet_id, None) if self._stale else None
-        if known and packet.duplicate and known.message.same_publication(message):
+        if self._written:
+            self._written.pop(packet_id, None)  # the id is in use again: the PUBACK has arrived
+        if self._probe:
+            self._probe[1].pop(packet_id, None)
+        known, fingerprint = self._stale.pop(packet_id, None) if self._stale else None, message.fingerprint
+        if known and packet.duplicate and known.fingerprint == fingerprint:
             self._pending[packet_id] = known
             return
         self._count += 1
         number = self._count << 16 | packet_id
-        self._pending[packet_id] = _Delivery(number, message)
+        self._pending[packet_id] = _Delivery(number, fingerprint)
         self._events.append(Received(message, number, packet.duplicate))
 
     def _check(self, packet: mqtt5.PublishPacket) -> int:
@@ -102,10 +115,28 @@ class Inbox:
             if not delivery.acked:
                 break
             due.append(packet_id)
+        if not due:
+            return
+        if self._written is None:
+            self._written = {}
         for packet_id in due:
-            del pending[packet_id]
+            self._written[packet_id] = pending.pop(packet_id)
             out.append(mqtt5.PubAckPacket(packet_id).write())
+        while len(self._written) > self._maximum:  # the broker sent more since than it may without the oldest PUBACK
+            del self._written[next(iter(self._written))]
         self._pending = pending or None
+
+    def probe(self, packet_id: int) -> None:
+        """Note that a packet follows which the broker answers: then it has read the PUBACKs before it."""
+        if self._written and not self._probe:
+            self._probe, self._written = (packet_id, self._written), None
+
+    def answered(self, packet_id: int) -> None:
+        """Forget the PUBACKs that were written before this packet; after a ping there is no redelivery either."""
+        if self._probe and self._probe[0] == packet_id:
+            self._probe = None
+        if packet_id == PING and self._stale:
+            self._stale = {id: delivery for id, delivery in self._stale.items() if not delivery.acked} or None
 
 
 class _Outgoing:
@@ -189,15 +220,22 @@ class Outbox:
             self._waiting.remove(outgoing)
             self._waiting_bytes -= outgoing.message.size_bytes
 
-    def send(self, out: list[bytes]) -> None:
-        """Write, in order, what the window allows [MQTT-3.3.4-7]."""
-        waiting = self._waiting
+    @property
+    def is_empty(self) -> bool:
+        """Whether no publish waits or has no PUBACK yet."""
+        return not self._waiting and not self._in_flight
+
+    def send(self, out: list[bytes]) -> int:
+        """Write, in order, what the window allows [MQTT-3.3.4-7]; packet id of the last QoS 1 publish, 0 for none."""
+        waiting, last_id = self._waiting, 0
         while waiting and not (waiting[0].message.qos and len(self._in_flight or ()) >= self._window):
             outgoing = waiting.popleft()
             self._waiting_bytes -= outgoing.message.size_bytes
             if packet := self._write(outgoing):
                 out.append(packet)
+                last_id = outgoing.packet_id or last_id
         self._waiting = waiting or None
+        return last_id
 
     def _write(self, outgoing: _Outgoing) -> bytes | None:
         """PUBLISH, now in flight if it is QoS 1; None if it failed at once."""

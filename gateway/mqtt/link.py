@@ -9,6 +9,7 @@ import asyncio
 import random
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
 from typing import Any, cast
 
 import mqtt5
@@ -36,7 +37,14 @@ __all__ = ["Backoff", "Down", "Link", "LinkEvent", "LinkOwner", "Refused", "Unav
 
 
 class Link:
-    """One MQTT session kept connected; its calls are for the thread of the event loop."""
+    """One MQTT session kept connected; its calls are for the thread of the event loop.
+
+    Args:
+        may_reconnect: asked before every attempt after a cut without a reason, which is also how some brokers tell of
+            a takeover; False ends the link with Closed, an exception means True. It bounds its own time, and is
+            cancelled by `close()`, `abort()` and `prove()`.
+
+    """
 
     __slots__ = (
         "_address",
@@ -45,6 +53,7 @@ class Link:
         "_credentials",
         "_current",
         "_cut_without_reason",
+        "_drained",
         "_failures",
         "_held",
         "_may_reconnect",
@@ -77,7 +86,7 @@ class Link:
         self._owner = owner
         self._backoff = backoff
         self._connect_timeout_s = connect_timeout_s
-        self._may_reconnect = may_reconnect  # asked before a reconnect after a cut without a reason
+        self._may_reconnect = may_reconnect
         self._uniform = uniform
         self._session = MqttSession(options)
         self._wanted = False  # whether to reconnect
@@ -87,6 +96,7 @@ class Link:
         self._task: asyncio.Task[Any] | None = None  # connects, or waits to
         self._proving = False
         self._held: Closed | None = None  # loss of the current connection while another proves itself
+        self._drained: asyncio.Future[None] | None = None  # `close()` waits for the last PUBACK
         self._timer: asyncio.TimerHandle | None = None
 
     # --- connecting
@@ -129,27 +139,44 @@ class Link:
             self._session.closed()
             connection.detach()
 
-    async def close(self, *, session_expiry_s: int | None = None) -> None:
-        """Write what waits, say goodbye (with another session expiry, if given), and stop."""
+    async def close(self, *, session_expiry_s: int | None = None, timeout_s: float = 5.0) -> None:
+        """Stop, once the broker has all publishes: say goodbye, with another session expiry if given.
+
+        The owner is told what happens until the goodbye, and may answer it; it is not told of the goodbye. A loss
+        ends it, without a reconnect. The broker has `timeout_s` for its PUBACKs and as long again to close the
+        connection after the goodbye. May be called again at any time; of several at once the first goodbye counts.
+        """
         self._wanted, self._held = False, None
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        connection = self._leave()
-        if connection is not None:
-            self._session.disconnect(session_expiry_s=session_expiry_s)
-            connection.write(self._session.output(asyncio.get_running_loop().time()))
-            connection.closed = asyncio.get_running_loop().create_future()
-            connection.drop()
-            await asyncio.wait({connection.closed}, timeout=self._connect_timeout_s)
-            connection.detach()
+        connection = self._current
+        if connection is None:
+            return
+        try:
+            await self._drain(connection, timeout_s)
+        finally:  # a caller that is cancelled has said goodbye, too
+            if connection is self._current:
+                self._leave()
+                self._session.disconnect(session_expiry_s=session_expiry_s)
+                connection.finish(self._session.output(asyncio.get_running_loop().time()))
+        await connection.finished(timeout_s)
+
+    async def _drain(self, connection: Connection, timeout_s: float) -> None:
+        """Wait until the broker has all publishes, or the connection is not current any more."""
+        self.flush()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while connection is self._current and not self._session.all_published:
+                    self._drained = self._drained or asyncio.get_running_loop().create_future()
+                    await asyncio.wait({self._drained})
 
     async def _connect(self, *, wait: bool) -> None:
         """Try until the broker accepts, or `may_reconnect` says no; wait before the first try, or not."""
         while True:
             if wait:
                 await asyncio.sleep(self._backoff.delay_s(self._failures, self._uniform))
-                if self._cut_without_reason and self._may_reconnect and not await self._may_reconnect():
+                if self._cut_without_reason and not await self._ask():
                     self._stop(Closed(None, "gave way"))
                     return
             verdict = await self._attempt(self._credentials)
@@ -158,6 +185,12 @@ class Link:
             wait = True
             self._failures += 1
             self._owner.link_event(verdict)
+
+    async def _ask(self) -> bool:
+        try:
+            return self._may_reconnect is None or await self._may_reconnect()
+        except Exception:  # noqa: BLE001  whatever fails there, the session is still ours until we hear otherwise
+            return True
 
     async def _attempt(self, credentials: Credentials) -> Verdict:
         """Let one new connection prove itself; it is current when the verdict is Opened, else closed."""
@@ -188,6 +221,8 @@ class Link:
         if task is self._task:
             self._task, self._proving = None, False
             held, self._held = self._held, None
+            if task.cancelled():
+                return  # by close(), or because the loop ends
             if held is not None:
                 self._tell_loss(held)
             else:
@@ -218,7 +253,13 @@ class Link:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._end_drain()
         return connection
+
+    def _end_drain(self) -> None:
+        drained, self._drained = self._drained, None
+        if drained is not None:
+            drained.set_result(None)
 
     def received(self, connection: Connection, data: bytes) -> None:
         """Bytes came on a connection."""
@@ -286,7 +327,13 @@ class Link:
         else:
             self._session.hold()
         if self._session.has_events:
-            loop.call_soon(lambda: self._deliver(self._session.take_events()))  # the owner is on the stack
+            loop.call_soon(self._deliver_later)  # the owner is on the stack
+        elif self._drained is not None and self._session.all_published:
+            self._end_drain()
+
+    def _deliver_later(self) -> None:
+        self._deliver(self._session.take_events())
+        self.flush()
 
     def publish(self, message: Message, token: int | None = None, droppable: bool = False) -> None:
         """See `MqttSession.publish`."""

@@ -23,7 +23,7 @@ from gateway.mqtt import (
     Subscription,
     Will,
 )
-from gateway.mqtt.flow import Inbox, Outbox
+from gateway.mqtt.flow import PING, Inbox, Outbox
 from gateway.mqtt.wire import (
     LAST_PUBLISH_ID,
     Code,
@@ -154,6 +154,7 @@ class MqttSession:
             if self._pinged_at is None:
                 self._pinged_at = now
                 self._out.append(mqtt5.PingReqPacket().write())
+                self._inbox.probe(PING)
             else:
                 self.closed()
                 self._events.append(Closed(None, "no PINGRESP in time"))
@@ -174,7 +175,8 @@ class MqttSession:
 
     def _flow(self) -> None:
         self._inbox.settle(self._out)
-        self._outbox.send(self._out)
+        if last_id := self._outbox.send(self._out):
+            self._inbox.probe(last_id)
         self._outbox.trim()
 
     def hold(self) -> None:
@@ -191,6 +193,11 @@ class MqttSession:
                 self._out.append(_write_disconnect(error.code))
                 self._events.append(Closed(error.code, str(error)))
         return self.take_events()
+
+    @property
+    def all_published(self) -> bool:
+        """Whether no publish waits or has no PUBACK yet, and all that is told."""
+        return self._outbox.is_empty and not self._events
 
     @property
     def has_events(self) -> bool:
@@ -231,8 +238,10 @@ class MqttSession:
             case mqtt5.PublishPacket():
                 self._inbox.receive(packet)
             case mqtt5.PubAckPacket():
+                self._inbox.answered(packet.packet_id)
                 self._outbox.on_puback(packet)
             case mqtt5.PingRespPacket():
+                self._inbox.answered(PING)
                 self._pinged_at = None
             case mqtt5.SubAckPacket() | mqtt5.UnsubAckPacket():
                 self._on_suback(packet)
@@ -336,7 +345,7 @@ class MqttSession:
             raise Malformed("not one reason code per topic filter", Code.PROTOCOL_ERROR)
         if isinstance(packet, mqtt5.SubAckPacket):
             codes = zip(filters, packet.reason_codes, strict=True)
-            self._events.append(Subscribed(tuple(name for name, code in codes if code.value >= 0x80)))
+            self._events.append(Subscribed(filters, tuple(name for name, code in codes if code.value >= 0x80)))
         elif self._unwanted:
             unwanted = {name: sent for name, sent in self._unwanted.items() if sent != packet.packet_id}
             self._unwanted = unwanted or None

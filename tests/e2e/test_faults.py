@@ -1,12 +1,14 @@
 """What survives a fault: nothing but the broker is shared state."""
 
 import asyncio
+import base64
 
+import aiohttp
 import pytest
 
 from gateway.brokers import LocalBroker
 from tests.e2e.conftest import EMBEDDED_CANNOT
-from tests.e2e.world import Device, Node, Service, device, gateway, service
+from tests.e2e.world import PATH, Device, Node, Service, device, gateway, service
 
 
 @pytest.mark.mosquitto_only(EMBEDDED_CANNOT)
@@ -78,3 +80,114 @@ async def test_a_socket_that_just_dies(node: Node, api: Service) -> None:
         assert (await api.presence("AC1", online=False))["reason"] in ("transport-close", "transport-error")
         await api.send("devices/AC1/commands/bind_class", {"id": 1})
         assert (await api.json("devices/AC1/acks/bind_class"))["status"] == "queued"
+
+
+@pytest.mark.mosquitto_only(EMBEDDED_CANNOT)
+async def test_a_node_adopts_the_devices_of_its_earlier_life(broker: LocalBroker, api: Service) -> None:
+    """After a crash somebody answers for a device that stays away: its commands are queued, and expire."""
+    environ = {"GATEWAY_MQTT_WILL_DELAY_S": "60"}
+    async with gateway(broker.url, "--node", "gw-1", environ=environ) as node:
+        plate = Device("AC1")
+        await plate.connect(node.devices)
+        assert await plate.authenticate() == "auth:ok"
+        await api.presence("AC1", online=True)
+        await node.end(kill=True)
+        await plate.disconnect()
+    async with gateway(broker.url, "--node", "gw-1", environ=environ) as node:
+        await node.logged("adopting devices of an earlier life", count=1)
+        assert (await api.presence("AC1", online=False))["reason"] == "gateway-lost"
+        await api.send("devices/AC1/commands/bind_class/a", {"id": 1}, MessageExpiryInterval=1)
+        assert (await api.outcome("devices/AC1/acks/bind_class/a"))["status"] == "expired"
+        await api.send("devices/AC1/commands/bind_class/b", {"id": 2})
+        assert (await api.json("devices/AC1/acks/bind_class/b"))["status"] == "queued"
+        async with device(node, "AC1") as plate:
+            assert await plate.expect("bind_class") == ({"id": 2},)
+            assert (await api.json("devices/AC1/acks/bind_class/b"))["status"] == "acked"
+
+
+async def test_a_second_signal_ends_it_at_once(node: Node, api: Service) -> None:
+    async with device(node, "AC1") as plate:
+        release = asyncio.Event()
+
+        async def slow(event: str, *_: object) -> dict[str, bool]:
+            await release.wait()
+            return {"ack": True}
+
+        plate.client.on("*", slow)
+        await api.send("devices/AC1/commands/media_stop", {"stop": True})
+        async with asyncio.timeout(20):
+            while not (await metrics(node))['gateway_commands_total{event="media_stop"}']:
+                pass
+        node.process.terminate()
+        async with asyncio.timeout(20):
+            while await listens(node):
+                pass
+        node.process.terminate()
+        assert await node.process.wait() == 1
+
+
+async def test_what_is_under_way_is_finished_before_a_node_stops(node: Node, api: Service) -> None:
+    async with device(node, "AC1") as plate:
+        release = asyncio.Event()
+
+        async def slow(event: str, *_: object) -> dict[str, bool]:
+            await release.wait()
+            return {"ack": True}
+
+        plate.client.on("*", slow)
+        await api.send("devices/AC1/commands/media_stop", {"stop": True})
+        async with asyncio.timeout(20):
+            while not (await metrics(node))['gateway_commands_total{event="media_stop"}']:
+                pass
+        node.process.terminate()
+        async with asyncio.timeout(20):
+            while await listens(node):
+                pass
+        release.set()
+        assert (await api.outcome("devices/AC1/acks/media_stop"))["status"] == "acked"
+        assert await asyncio.wait_for(node.process.wait(), 20) == 0
+        assert (await api.presence("AC1", online=False))["reason"] == "shutdown"
+
+
+async def metrics(node: Node) -> dict[str, float]:
+    """Every metric of a node by its name and labels."""
+    async with aiohttp.ClientSession() as http, http.get(f"{node.admin}/metrics") as response:
+        lines = [line for line in (await response.text()).splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+async def listens(node: Node) -> bool:
+    """Whether the node still accepts devices."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(node.devices.rpartition(":")[2]))
+    except OSError:
+        return False
+    writer.close()
+    await writer.wait_closed()
+    return True
+
+
+async def test_a_device_that_stops_reading_is_closed_as_slow(broker: LocalBroker, api: Service) -> None:
+    """What waits for it is bounded, its presence says why it is gone, and others are not held up."""
+    environ = {"GATEWAY_COMMANDS_MAX_BYTES_PER_DEVICE": "200000000"}
+    async with (
+        gateway(broker.url, environ=environ) as node,
+        device(node, "AC2") as other,
+        aiohttp.ClientSession() as http,
+        http.ws_connect(f"{node.devices}{PATH}/?EIO=4&transport=websocket") as socket,
+    ):
+        await socket.send_str("40")
+        signature = base64.b64encode(b"AC1:key").decode()
+        await socket.send_str(f'42["authentication",{{"signature":"{signature}"}}]')
+        await api.presence("AC1", online=True)
+        connection = socket._response.connection
+        assert connection is not None
+        assert connection.transport is not None
+        connection.transport.pause_reading()
+        for number in range(200):
+            await api.send(f"devices/AC1/commands/class:update/{number}", "x" * 100_000, qos=0)
+            if number % 50 == 0:
+                await api.send("devices/AC2/commands/media_stop", {"stop": True}, qos=0)
+                await other.expect("media_stop")
+        assert (await api.presence("AC1", online=False))["reason"] == "slow"
+        connection.transport.abort()

@@ -41,11 +41,12 @@ class Node:
                     self.lines.append(entry)
                     self._changed.notify_all()
 
-    async def logged(self, message: str) -> dict[str, Any]:
-        """Wait for a log line and return it."""
+    async def logged(self, message: str, **fields: Any) -> dict[str, Any]:
+        """Wait for a log line with these fields and return it."""
 
         def find() -> dict[str, Any] | None:
-            return next((line for line in self.lines if line["message"] == message), None)
+            wanted = {"message": message, **fields}
+            return next((line for line in self.lines if wanted.items() <= line.items()), None)
 
         async with self._changed, asyncio.timeout(WAIT_S):
             while (line := find()) is None:
@@ -63,12 +64,16 @@ class Node:
 
 @asynccontextmanager
 async def gateway(
-    broker_url: str, *arguments: str, config: str = "", environ: Mapping[str, str] | None = None
+    broker_url: str,
+    *arguments: str,
+    config: str = "",
+    environ: Mapping[str, str] | None = None,
+    listen: str = "127.0.0.1:0",
 ) -> AsyncIterator[Node]:
     """Run `gateway serve` on free ports, with open authentication unless told otherwise."""
-    listen = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--log-format", "json", "--mqtt", broker_url)
+    flags = ("--listen", listen, "--admin", "127.0.0.1:0", "--log-format", "json", "--mqtt", broker_url)
     auth = () if any(argument == "--auth" for argument in arguments) else ("--auth", "open")
-    command = (sys.executable, "-X", "dev", "-m", "gateway", "serve", *listen, *auth, *arguments)
+    command = (sys.executable, "-X", "dev", "-m", "gateway", "serve", *flags, *auth, *arguments)
     process = await asyncio.create_subprocess_exec(
         *command, *(("--config", config) if config else ()), stderr=PIPE, env={**os.environ, **(environ or {})}
     )

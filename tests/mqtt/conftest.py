@@ -1,11 +1,12 @@
-"""A mosquitto of one test: on a free port of 127.0.0.1 and a unix socket, with persistence, restartable."""
+"""Brokers of one test: a mosquitto that keeps its state over a restart, and one that the test plays."""
 
+import asyncio
 import os
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ _START_TIMEOUT_S = 10.0
 
 
 class Broker:
-    """A mosquitto process that keeps its state over a restart."""
+    """A mosquitto on a free port of 127.0.0.1 and a unix socket, with persistence."""
 
     def __init__(self, binary: str, directory: Path) -> None:
         self._binary = binary
@@ -31,7 +32,7 @@ class Broker:
     def url(self) -> str:
         return f"mqtt://127.0.0.1:{self.port}"
 
-    def start(self, passwords: dict[str, str] | None = None) -> None:
+    def start(self, passwords: dict[str, str] | None = None, *settings: str) -> None:
         access = "allow_anonymous true"
         if passwords is not None:
             self._passwords.write_text("".join(f"{user}:{password}\n" for user, password in passwords.items()))
@@ -42,7 +43,7 @@ class Broker:
         config.write_text(
             f"listener {self.port} 127.0.0.1\nlistener 0 {self.socket_path}\n{access}\n"
             f"persistence true\npersistence_location {self._directory}/\nset_tcp_nodelay true\n"
-            f"log_dest stderr\nuser root\n"
+            f"log_dest stderr\nuser root\n" + "".join(f"{setting}\n" for setting in settings)
         )
         with self._log.open("wb") as log:
             self._process = subprocess.Popen([self._binary, "-c", str(config)], stderr=log)
@@ -65,7 +66,7 @@ class Broker:
 
 @pytest.fixture
 def start_broker(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
-    """Start a broker, with a password file or open to anyone."""
+    """Start a broker, with a password file or open to anyone, and with more lines of configuration."""
     binary = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
     if not Path(binary).exists():
         if os.environ.get("GATEWAY_TEST_REQUIRE_ALL") == "1":
@@ -73,9 +74,9 @@ def start_broker(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
         pytest.skip("mosquitto is not installed")
     brokers: list[Broker] = []
 
-    def start(passwords: dict[str, str] | None = None) -> Broker:
+    def start(passwords: dict[str, str] | None = None, *settings: str) -> Broker:
         brokers.append(Broker(binary, tmp_path))
-        brokers[-1].start(passwords)
+        brokers[-1].start(passwords, *settings)
         return brokers[-1]
 
     yield start
@@ -87,3 +88,48 @@ def start_broker(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
 def broker(start_broker: Callable[..., Broker]) -> Broker:
     """A broker open to anyone."""
     return start_broker()
+
+
+class FakeBroker(asyncio.Protocol):
+    """The broker's end of a connection, played by the test."""
+
+    def __init__(self, connections: "asyncio.Queue[FakeBroker]") -> None:
+        self._connections = connections
+        self.read = asyncio.Queue[bytes]()
+        self.lost = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if data[0] == 0x10:
+            self.hello = data
+            self._connections.put_nowait(self)
+        else:
+            self.read.put_nowait(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set()
+
+
+Fake = tuple[str, "asyncio.Queue[FakeBroker]"]
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[Fake]:
+    """URL and connections of a fake broker."""
+    connections = asyncio.Queue[FakeBroker]()
+    server = await asyncio.get_running_loop().create_server(lambda: FakeBroker(connections), "127.0.0.1", 0)
+    yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}", connections
+    server.close()
+    while not connections.empty():
+        connections.get_nowait().transport.abort()
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

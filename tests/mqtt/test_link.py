@@ -1,79 +1,29 @@
-"""The link on a real broker."""
+"""The link on a real broker, and on one that the test plays."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Callable
 
-import aiomqtt
-import mqtt5
 import pytest
 import uvloop
 
-from gateway.addresses import BrokerUrl
 from gateway.mqtt import (
     Backoff,
+    Closed,
     Credentials,
     Down,
-    LinkEvent,
+    Dropped,
     Message,
     Opened,
-    Options,
     Published,
     Received,
     Refused,
     Subscribed,
     Subscription,
     Unavailable,
-    Will,
 )
-from gateway.mqtt.link import Link
-from gateway.mqtt.session import Closed, Dropped
 
-from .conftest import Broker
-
-E = TypeVar("E")
-BACKOFF = Backoff(0.01, 0.1)
-COMMANDS = (Subscription("d/1/commands/#"),)
-
-
-@dataclass
-class Owner:
-    """Records the events of a link; `expect` takes the next one, of the type it must have."""
-
-    queue: asyncio.Queue[LinkEvent] = field(default_factory=asyncio.Queue)
-
-    def link_event(self, event: LinkEvent) -> None:
-        self.queue.put_nowait(event)
-
-    async def expect(self, kind: type[E], *, skipping: tuple[type, ...] = (Subscribed,)) -> E:
-        async with asyncio.timeout(10):
-            while True:
-                event = await self.queue.get()
-                if isinstance(event, kind):
-                    return event
-                assert isinstance(event, skipping), event
-
-
-def make_link(url: str, owner: Owner, credentials: Credentials | None = None, **options: object) -> Link:
-    settings: dict[str, object] = {"client_id": "d-1", "subscriptions": COMMANDS, "session_expiry_s": 60} | options
-    return Link(
-        BrokerUrl.parse(url),
-        Options(**settings),  # type: ignore[arg-type]
-        credentials or Credentials(),
-        owner,
-        backoff=BACKOFF,
-        connect_timeout_s=5,
-    )
-
-
-def service(broker: Broker, **options: object) -> aiomqtt.Client:
-    return aiomqtt.Client(
-        "127.0.0.1",
-        broker.port,
-        protocol=aiomqtt.ProtocolVersion.V5,
-        **options,  # type: ignore[arg-type]
-    )
+from .conftest import Broker, Fake
+from .peers import Owner, Proxy, accept, make_link, next_of, service
 
 
 async def both_ways(broker: Broker, url: str) -> None:
@@ -170,44 +120,54 @@ async def test_a_redelivery_after_a_cut_keeps_its_delivery(broker: Broker) -> No
     await link.close()
 
 
-async def test_the_will_fires_on_abort_but_not_on_close(broker: Broker) -> None:
-    owner = Owner()
-    link = make_link(broker.url, owner, will=Will(Message("d/1/presence", b"offline", 1)))
-    async with service(broker) as client:
-        await client.subscribe("d/1/presence", qos=1)
-        link.open()
-        await owner.expect(Opened)
-        link.publish(Message("d/1/presence", b"closing"))
-        await link.close()
-        link.open()
-        await owner.expect(Opened)
-        link.abort()
-        messages = aiter(client.messages)
-        assert [(await anext(messages)).payload, (await anext(messages)).payload] == [b"closing", b"offline"]
-
-
-async def test_prove_promotes_only_with_the_right_password(start_broker: Callable[..., Broker]) -> None:
-    broker = start_broker({"d-1": "old", "svc": "svc"})
-    owner = Owner()
-    link = make_link(broker.url, owner, Credentials("d-1", b"old"))
-    assert isinstance(await link.prove(Credentials("d-1", b"bad")), Refused)
-    assert not link.connected
-    assert isinstance(await link.prove(Credentials("d-1", b"old")), Opened)
+async def test_a_puback_that_is_lost_with_its_connection_repeats_nothing(broker: Broker) -> None:
+    proxy, owner = Proxy(broker), Owner()
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    link = make_link(f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}", owner)
+    link.open()
     await owner.expect(Subscribed, skipping=(Opened,))
-    async with service(broker, username="svc", password="svc") as client:
-        await client.publish("d/1/commands/x", b"1", qos=1)
-        held = await owner.expect(Received)
-        assert held.delivery is not None
-        verdicts = await asyncio.gather(*(link.prove(Credentials("d-1", key)) for key in (b"bad", b"old", b"no")))
-        assert [type(v) for v in verdicts] == [Refused, Opened, Refused]
-        assert link.connected
-        assert await owner.expect(Opened) == Opened(session_present=True)
-        link.puback(held.delivery)
-        link.flush()
-        await client.publish("d/1/commands/x", b"2", qos=1)
-        assert (await owner.expect(Received)).message.payload == b"2"
+    async with service(broker) as client:
+        for payload in (b"1", b"2"):
+            await client.publish("d/1/commands/x", payload, qos=1)
+            received = await owner.expect(Received)
+            assert (received.message.payload, received.duplicate) == (payload, False)
+            proxy.lose_puback = True
+            link.puback(received.delivery or 0)
+            link.flush()
+            await owner.expect(Down)
+            assert await owner.expect(Opened) == Opened(session_present=True)
+        assert not proxy.lose_puback
+        await client.publish("d/1/commands/x", b"3", qos=1)
+        assert (await owner.expect(Received)).message.payload == b"3"
     await link.close()
+    server.close()
     assert owner.queue.empty()
+
+
+async def test_a_retained_message_is_looked_up_by_a_subscription(broker: Broker) -> None:
+    owner = Owner()
+    link = make_link(broker.url, owner)
+    link.open()
+    assert (await owner.expect(Subscribed, skipping=(Opened,))).filters == ("d/1/commands/#",)
+    async with service(broker) as client:
+        await client.publish("d/1/presence", b"here", qos=1, retain=True)
+        for _ in range(2):
+            link.subscribe(Subscription("d/1/presence", retained=True))
+            link.flush()
+            events = [await owner.expect(object, skipping=()), await owner.expect(object, skipping=())]
+            assert Subscribed(("d/1/presence",), ()) in events
+            (found,) = [e for e in events if isinstance(e, Received)]
+            assert (found.message.payload, found.message.retain) == (b"here", True)
+            link.puback(found.delivery or 0)
+            link.unsubscribe("d/1/presence")
+            link.flush()
+        link.subscribe(Subscription("d/2/presence", retained=True))  # nothing is there
+        link.flush()
+        assert await owner.expect(Subscribed, skipping=()) == Subscribed(("d/2/presence",), ())
+        await client.publish("d/1/presence", b"gone", qos=1, retain=True)  # no subscription any more
+        await client.publish("d/2/presence", b"came", qos=1)
+        assert (await owner.expect(Received, skipping=())).message.payload == b"came"
+    await link.close()
 
 
 async def test_a_refused_link_keeps_trying_until_closed(start_broker: Callable[..., Broker]) -> None:
@@ -228,15 +188,7 @@ async def test_a_taken_over_link_asks_before_it_reconnects(broker: Broker) -> No
     async def may_reconnect() -> bool:
         return next(answers)
 
-    link = Link(
-        BrokerUrl.parse(broker.url),
-        Options("d-1"),
-        Credentials(),
-        owner,
-        backoff=BACKOFF,
-        connect_timeout_s=5,
-        may_reconnect=may_reconnect,
-    )
+    link = make_link(broker.url, owner, may_reconnect=may_reconnect, subscriptions=())
     link.open()
     await owner.expect(Opened)
     winner = make_link(broker.url, other)
@@ -270,50 +222,6 @@ def test_backoff_is_full_jitter_with_a_ceiling() -> None:
     assert {low for low, _ in asked} == {0.0}
 
 
-class FakeBroker(asyncio.Protocol):
-    """The broker's end of a connection, played by the test."""
-
-    def __init__(self, connections: "asyncio.Queue[FakeBroker]") -> None:
-        self._connections = connections
-        self.read = asyncio.Queue[bytes]()
-        self.lost = asyncio.Event()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        if data[0] == 0x10:
-            self.hello = data
-            self._connections.put_nowait(self)
-        else:
-            self.read.put_nowait(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost.set()
-
-
-async def accept(connections: "asyncio.Queue[FakeBroker]") -> FakeBroker:
-    async with asyncio.timeout(10):
-        peer = await connections.get()
-    peer.transport.write(mqtt5.ConnAckPacket(session_present=True).write())
-    return peer
-
-
-@pytest.fixture
-async def fake() -> AsyncIterator[tuple[str, "asyncio.Queue[FakeBroker]"]]:
-    """URL and connections of a fake broker."""
-    connections = asyncio.Queue[FakeBroker]()
-    server = await asyncio.get_running_loop().create_server(lambda: FakeBroker(connections), "127.0.0.1", 0)
-    yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}", connections
-    server.close()
-    while not connections.empty():
-        connections.get_nowait().transport.abort()
-
-
-Fake = tuple[str, "asyncio.Queue[FakeBroker]"]
-
-
 async def test_a_session_taken_over_ends_the_link(fake: Fake) -> None:
     owner = Owner()
     link = make_link(fake[0], owner)
@@ -335,16 +243,7 @@ async def test_only_a_cut_without_a_reason_asks_before_a_reconnect(fake: Fake, g
         return calls[-1]
 
     owner = Owner()
-    address = BrokerUrl.parse(fake[0])
-    link = Link(
-        address,
-        Options("d"),
-        Credentials(),
-        owner,
-        backoff=BACKOFF,
-        connect_timeout_s=5,
-        may_reconnect=may_reconnect,
-    )
+    link = make_link(fake[0], owner, may_reconnect=may_reconnect, subscriptions=())
     link.open()
     for _ in range(2):
         peer = await accept(fake[1])
@@ -358,6 +257,34 @@ async def test_only_a_cut_without_a_reason_asks_before_a_reconnect(fake: Fake, g
         (await fake[1].get()).transport.abort()
     await link.close()
     assert len(calls) == asked
+
+
+async def test_the_question_may_fail_or_be_cut_short(fake: Fake) -> None:
+    asked = asyncio.Queue[asyncio.Future[bool]]()
+
+    async def may_reconnect() -> bool:
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        asked.put_nowait(answer)
+        return await answer
+
+    owner = Owner()
+    link = make_link(fake[0], owner, may_reconnect=may_reconnect)
+    link.open()
+    (await accept(fake[1])).transport.close()
+    await owner.expect(Down, skipping=(Opened,))
+    (await next_of(asked)).set_exception(ValueError("the store is away"))
+    (await next_of(fake[1])).transport.close()  # before a CONNACK
+    await owner.expect(Unavailable, skipping=())
+    question = await next_of(asked)  # again before each attempt
+    proof = asyncio.create_task(link.prove(Credentials()))
+    peer = await accept(fake[1])
+    assert isinstance(await proof, Opened)
+    assert question.cancelled()
+    peer.transport.close()
+    await owner.expect(Down, skipping=(Opened,))
+    question = await next_of(asked)
+    await link.close()
+    assert (question.cancelled(), link.connected, owner.queue.empty(), fake[1].empty()) == (True, False, True, True)
 
 
 async def test_a_protocol_error_is_told_to_the_broker_before_the_reconnect(fake: Fake) -> None:
@@ -389,64 +316,3 @@ async def test_what_the_broker_does_not_read_waits_in_the_session(fake: Fake) ->
     link.publish(Message("t", b"last"), token=1)
     assert await owner.expect(Published, skipping=(Dropped,)) == Published(1, 0)
     await link.close()
-
-
-async def test_a_proof_that_kills_the_current_connection_shows_only_as_opened(fake: Fake) -> None:
-    """A broker may cut the old connection before it accepts the new one."""
-    owner = Owner()
-    link = make_link(fake[0], owner)
-    link.open()
-    old = await accept(fake[1])
-    await owner.expect(Opened)
-    proof = asyncio.create_task(link.prove(Credentials("u", b"new")))
-    new = await fake[1].get()
-    old.transport.write(b"\xe0\x02\x8e\x00")
-    await old.lost.wait()
-    assert not link.connected
-    new.transport.write(mqtt5.ConnAckPacket(session_present=True).write())
-    assert isinstance(await proof, Opened)
-    assert await owner.expect(Opened, skipping=()) == Opened(True)
-    await link.close()
-    assert owner.queue.empty()
-
-
-async def test_a_proof_replaces_the_connection_and_keeps_the_credentials(fake: Fake) -> None:
-    owner = Owner()
-    link = make_link(fake[0], owner)
-    link.open()
-    old = await accept(fake[1])
-    await owner.expect(Opened)
-    proof = asyncio.create_task(link.prove(Credentials("u", b"new")))
-    new = await accept(fake[1])
-    assert isinstance(await proof, Opened)
-    async with asyncio.timeout(10):
-        await old.lost.wait()  # cut by the link
-    assert link.connected
-    await owner.expect(Opened)
-    new.transport.abort()
-    await owner.expect(Down)
-    again = await accept(fake[1])
-    connect, _ = mqtt5.read(memoryview(again.hello))
-    assert isinstance(connect, mqtt5.ConnectPacket)
-    assert (connect.username, connect.password) == ("u", b"new")
-    await link.close()
-
-
-async def test_close_ends_all_proofs(fake: Fake) -> None:
-    link = make_link(fake[0], Owner())
-    link.open()
-    proofs = [asyncio.create_task(link.prove(Credentials())) for _ in range(3)]
-    await fake[1].get()  # the broker never answers
-    await link.close()
-    assert await asyncio.gather(*proofs) == [Unavailable("closed")] * 3
-    assert not link.connected
-
-
-@pytest.fixture
-def unused_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -1,0 +1,324 @@
+"""One device: drives its DeviceSession between its link and its socket.
+
+Facts from both are handed to the session, its effects are carried out in order, and one timer is kept at its
+deadline. A link outlives its socket: a device that is away stays, parked.
+"""
+
+import asyncio
+import logging
+import random
+import secrets
+import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import msgspec
+
+from gateway import facts as f
+from gateway.addresses import BrokerUrl
+from gateway.commands import CommandReader
+from gateway.delivery import Limits
+from gateway.engine.effects import CloseReason
+from gateway.metrics import Metrics
+from gateway.mqtt import (
+    Closed,
+    Credentials,
+    Dropped,
+    Message,
+    Opened,
+    Options,
+    Published,
+    Received,
+    Subscribed,
+    Subscription,
+    Will,
+)
+from gateway.mqtt.link import Backoff, Down, Link, LinkEvent, Refused, Unavailable
+from gateway.session import DeviceSession
+from gateway.sockets import Socket, SocketServer
+from gateway.topics import JSON_TYPE, Presence, Topics
+
+log = logging.getLogger(__name__)
+
+FAILED: Final = 0x80  # MQTT 5 reason codes from here on are failures (2.4)
+OWNER_SPEAKS_WITHIN_S: Final = (1.0, 2.0)  # a node that takes a device over publishes its presence at once
+
+
+class LinkSettings(msgspec.Struct, frozen=True):
+    """How links are made; times in seconds."""
+
+    address: BrokerUrl
+    tls: ssl.SSLContext | None
+    backoff: Backoff
+    connect_timeout_s: float
+    keep_alive_s: int
+    session_s: int
+    receive_maximum: int
+    will_delay_s: int
+
+
+class NodeLink(Protocol):
+    """What a device needs of its node."""
+
+    def relay(self, socket: int, room: str, event: str, message: Message) -> None:
+        """Emit to the other sockets of a room, on every node."""
+
+    def publish(self, message: Message) -> None:
+        """Publish for a device whose own link is gone."""
+
+    async def presence(self, serial: str) -> Presence | None:
+        """Ask the broker for a device's retained presence; None if there is none, or no answer."""
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What all devices of a node share."""
+
+    node: str
+    topics: Topics
+    reader: CommandReader
+    limits: Limits
+    links: LinkSettings
+    sockets: SocketServer
+    node_link: NodeLink
+    metrics: Metrics
+
+
+class Device:
+    """One device: its session, its link and the timer between them.
+
+    Attributes:
+        claims: how many sockets are being admitted to it.
+        used: a socket was attached at some time.
+    """
+
+    __slots__ = (
+        "_around", "_change", "_gone", "_loop", "_park", "_ready", "_session", "_timer", "_timer_at", "claims", "link",
+        "serial", "used",
+    )  # fmt: skip
+
+    def __init__(
+        self, serial: str, credentials: Credentials, around: Surroundings, gone: Callable[["Device"], None]
+    ) -> None:
+        self.serial = serial
+        self.claims = 0
+        self.used = False
+        self._around = around
+        self._gone = gone
+        self._loop = asyncio.get_running_loop()
+        self._session = DeviceSession(serial, around.node, around.topics, around.limits, secrets.token_hex(4))
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0  # uvloop's handles do not say, where the time has passed
+        self._park: asyncio.TimerHandle | None = None
+        self._change: asyncio.Future[None] | None = None  # resolved when something may have changed
+        self._ready = False  # commands reach us: the broker granted the subscriptions
+        links = around.links
+        self.link: Link | None = Link(
+            links.address,
+            _link_options(serial, around),
+            credentials,
+            self,
+            backoff=links.backoff,
+            connect_timeout_s=links.connect_timeout_s,
+            tls=links.tls,
+            may_reconnect=self._is_ours,
+        )
+
+    @property
+    def online(self) -> bool:
+        """Whether a socket is attached."""
+        return self._session.socket is not None
+
+    async def ready(self) -> bool:
+        """Wait, for as long as the broker is away, until the link serves the device; False if it is gone for good."""
+        while self.link is not None and not self._ready:
+            if self._change is None:
+                self._change = self._loop.create_future()
+            await asyncio.wait({self._change})
+        return self.link is not None
+
+    def handle(self, fact: f.Fact) -> None:
+        """Hand a fact to the session and carry out what it wants."""
+        effects = self._session.handle(fact, self._loop.time())
+        self._around.metrics.observe(fact, effects)
+        for effect in effects:
+            self._carry_out(effect)
+        if effects and self.link is not None:
+            self.link.flush()
+        if self._change is not None and not self._session.in_flight:
+            self._changed()  # somebody waits: for the link, or for the last ack
+        self._arm()
+
+    def link_event(self, event: LinkEvent) -> None:
+        """Turn what the link says into facts."""
+        match event:
+            case Received():
+                self._received(event)
+            case Published():
+                if event.code >= FAILED:
+                    log.warning("outcome refused by the broker", extra={"serial": self.serial, "code": event.code})
+                self.handle(f.Published(event.token, event.code))
+            case Opened():
+                self.handle(f.LinkOpened(event.session_present))
+            case Subscribed():
+                if event.refused:
+                    log.error("subscription refused", extra={"serial": self.serial, "filters": event.refused})
+                self._ready = not event.refused
+                self._changed()
+            case Down():
+                log.info("link lost", extra={"serial": self.serial, "reason": event.reason})
+                self._ready = False
+                self.handle(f.LinkLost())
+            case Closed():
+                self._move(event)
+            case Dropped():
+                self._around.metrics.dropped.inc()
+            case Refused() | Unavailable():
+                log.debug("link of %s: %s", self.serial, event.reason)  # the node says so for all
+
+    def open(self) -> None:
+        """Begin to connect the link, if it is not."""
+        if self.link is not None:
+            self.link.open()
+
+    def attach(self, socket: Socket) -> None:
+        """This socket is the device from now on."""
+        self.used = True
+        if self._park is not None:
+            self._park.cancel()
+            self._park = None
+        self.handle(f.Attached(socket.number, socket.client, now_rfc3339()))
+
+    def lost(self, socket: Socket, reason: str) -> None:
+        """A socket that was the device, and may still be, is gone."""
+        self.handle(f.Lost(socket.number, reason, now_rfc3339()))
+        if not self.online and self._park is None and self.link is not None:
+            self._park = self._loop.call_later(self._around.links.session_s, self._leave)
+
+    def adopt(self) -> None:
+        """An earlier life of this node had the device: hold its commands as if it had just gone away."""
+        self.used = True
+        self.handle(f.Adopted(now_rfc3339()))
+        self._park = self._loop.call_later(self._around.links.session_s, self._leave)
+        self.open()
+
+    async def drain(self, until: float) -> None:
+        """Wait for the acks under way, no longer than `until` (loop time); then let socket and link go."""
+        while self._session.in_flight and self._loop.time() < until and self.link is not None:
+            if self._change is None:
+                self._change = self._loop.create_future()
+            await asyncio.wait({self._change}, timeout=until - self._loop.time())
+        socket = self._session.socket
+        if socket is not None:
+            self._around.sockets.close(socket, CloseReason.SHUTDOWN)
+            self.handle(f.Lost(socket, CloseReason.SHUTDOWN, now_rfc3339()))
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the link so that the broker keeps the session."""
+        for timer in (self._timer, self._park):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._park = None
+        link, self.link = self.link, None
+        self._changed()
+        if link is not None:
+            await link.close()
+
+    def _received(self, event: Received) -> None:
+        now = datetime.now(UTC)
+        read = self._around.reader.read(self.serial, event.message, event.delivery, event.duplicate, now)
+        if not isinstance(read, str):
+            self.handle(read)
+            return
+        log.warning("unusable message", extra={"serial": self.serial, "problem": read[:200]})
+        if event.delivery is not None and self.link is not None:
+            self.link.puback(event.delivery)
+            self.link.flush()
+
+    def _carry_out(self, effect: f.Effect) -> None:
+        match effect:
+            case f.Emit():
+                self._around.sockets.emit(effect.socket, effect.event, effect.args, effect.emit_id)
+            case f.Publish() if self.link is not None:
+                self.link.publish(effect.message, effect.token, effect.droppable)
+            case f.Publish():
+                self._around.node_link.publish(effect.message)
+            case f.Puback() if self.link is not None:
+                self.link.puback(effect.delivery)
+            case f.Reply():
+                self._around.sockets.reply(effect.socket, effect.ack_id, effect.args)
+            case f.Relay():
+                self._around.node_link.relay(effect.socket, effect.room, effect.event, effect.message)
+            case f.Drop():
+                self._around.sockets.close(effect.socket, CloseReason(effect.reason))
+            case f.Ignore():
+                log.debug("ignored: %s", effect.what)
+
+    def _arm(self) -> None:
+        """Keep one timer at the session's deadline; a timer that is early only looks again."""
+        deadline = self._session.deadline
+        if deadline is None or (self._timer is not None and self._timer_at <= deadline):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = self._loop.call_at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.handle(f.Ticked())
+
+    def _move(self, event: Closed) -> None:
+        log.info("device moved", extra={"serial": self.serial, "code": event.code, "reason": event.reason})
+        self.link = None
+        self._changed()
+        self.handle(f.Moved())
+        self._gone(self)
+
+    def _leave(self) -> None:
+        """The device has been away for too long; what is open is still answered before its link goes."""
+        self._park = None
+        deadline = self._session.deadline
+        if deadline is not None:
+            self._park = self._loop.call_at(deadline + 1.0, self._leave)
+        elif not self.online and not self.claims:
+            self._gone(self)
+
+    async def _is_ours(self) -> bool:
+        """Whether a link that was cut without a reason may be opened again: not if another node has the device now."""
+        await asyncio.sleep(random.uniform(*OWNER_SPEAKS_WITHIN_S))  # noqa: S311 - spread, not secret
+        presence = await self._around.node_link.presence(self.serial)
+        return presence is None or presence.node == self._around.node
+
+    def _changed(self) -> None:
+        change, self._change = self._change, None
+        if change is not None and not change.done():
+            change.set_result(None)
+
+
+def _link_options(serial: str, around: Surroundings) -> Options:
+    topics, links = around.topics, around.links
+    gone = Presence(online=False, node=around.node, reason="gateway-lost")
+    will = Message(topics.presence(serial), msgspec.json.encode(gone), qos=1, retain=True, content_type=JSON_TYPE)
+    return Options(
+        client_id=client_id(topics.prefix, serial),
+        subscriptions=(
+            Subscription(topics.commands_filter(serial)),
+            Subscription(topics.replies_filter(serial)),
+        ),
+        will=Will(will, links.will_delay_s),
+        keep_alive_s=links.keep_alive_s,
+        session_expiry_s=links.session_s,
+        receive_maximum=links.receive_maximum,
+    )
+
+
+def client_id(prefix: str, name: str) -> str:
+    """Return the MQTT client id of a device, by which the broker knows its one owner."""
+    return f"{prefix.replace('/', '-')}:{name}"
+
+
+def now_rfc3339() -> str:
+    """Return the time of day, UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,102 @@
+"""Outcomes: publishes them, each final one until the broker has it, and remembers the last ones. Pure."""
+
+from collections import OrderedDict
+from typing import Final
+
+import msgspec
+
+from gateway import facts as f
+from gateway.mqtt import Message
+from gateway.topics import JSON_TYPE, Outcome
+
+REMEMBERED: Final = 64  # outcomes and late emissions per device: what a broker may redeliver, a device ack late
+REFUSED: Final = 0x80  # reason codes of a PUBACK from here on are failures (MQTT 5, 2.4)
+
+
+class _Final(msgspec.Struct, frozen=True):
+    """A final outcome; once the broker has it, the delivery is settled."""
+
+    outcome: Outcome
+    answer: f.Answer
+    delivery: int | None
+    last_try: bool = False
+
+
+class Outcomes:
+    """The outcomes of one device; what is to be published is appended to the effects given."""
+
+    __slots__ = ("_answered", "_effects", "_next_token", "_publishing")
+
+    def __init__(self, effects: list[f.Effect]) -> None:
+        self._effects = effects
+        self._next_token = 0
+        self._publishing: dict[int, _Final] = {}  # token → what the broker has not answered for
+        self._answered: OrderedDict[str, _Final] = OrderedDict()  # id of a QoS 1 command → its outcome
+
+    def say(self, outcome: Outcome, answer: f.Answer, token: int | None = None) -> None:
+        """Publish an outcome."""
+        properties = [("id", outcome.id), ("status", outcome.status)]
+        if answer.traceparent is not None:
+            properties.append(("traceparent", answer.traceparent))
+        message = Message(
+            topic=answer.topic,
+            payload=_encode(outcome),
+            qos=1,
+            content_type=JSON_TYPE,
+            correlation=answer.correlation,
+            user_properties=tuple(properties),
+        )
+        self._effects.append(f.Publish(message, token, outcome=outcome))
+
+    def conclude(self, outcome: Outcome, command: f.Command, delivery: int | None) -> None:
+        """Publish a final outcome, to hear of it again in `published`."""
+        final = _Final(outcome, command.answer, delivery)
+        self._publish(final)
+        if command.qos:
+            self._answered[command.id] = final
+            if len(self._answered) > REMEMBERED:
+                self._answered.popitem(last=False)
+
+    def repeat(self, id: str, delivery: int) -> bool:
+        """Publish a remembered outcome again, for another delivery of its command. Whether it is remembered."""
+        final = self._answered.get(id)
+        if final is not None:
+            self._publish(msgspec.structs.replace(final, delivery=delivery))
+        return final is not None
+
+    def published(self, token: int, code: int) -> int | None:
+        """The broker answered for an outcome; return the delivery that is settled by that.
+
+        What it refuses is said once more without the data that may be too large, where nobody chose the topic.
+        """
+        final = self._publishing.pop(token, None)
+        if final is None:
+            return None
+        if code < REFUSED or final.last_try:
+            return final.delivery
+        error = f"the broker refused the outcome with 0x{code:02X}"
+        outcome = msgspec.structs.replace(final.outcome, data=None, error=error)
+        answer = msgspec.structs.replace(final.answer, response_topic=None)
+        self._publish(_Final(outcome, answer, final.delivery, last_try=True))
+        return None
+
+    def forget_deliveries(self) -> None:
+        """The broker has forgotten what it delivered: nothing is settled any more."""
+        for token, final in self._publishing.items():
+            self._publishing[token] = msgspec.structs.replace(final, delivery=None)
+
+    def clear(self) -> None:
+        """Nobody will hear of what is being published."""
+        self._publishing.clear()
+
+    def _publish(self, final: _Final) -> None:
+        self._next_token += 1
+        self._publishing[self._next_token] = final
+        self.say(final.outcome, final.answer, self._next_token)
+
+
+def _encode(outcome: Outcome) -> bytes:
+    try:
+        return msgspec.json.encode(outcome)
+    except (UnicodeEncodeError, RecursionError):  # half a surrogate pair or absurd nesting in a device's ack
+        return msgspec.json.encode(msgspec.structs.replace(outcome, data=None, error="the ack is no valid JSON"))

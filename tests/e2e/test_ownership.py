@@ -1,0 +1,174 @@
+"""Who has a device: one node, one socket, one key; whatever else happens."""
+
+import asyncio
+import base64
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+
+import pytest
+
+from gateway.brokers import LocalBroker
+from tests.clients.install import HERE, installed, program
+from tests.e2e.test_auth import registry
+from tests.e2e.test_faults import metrics
+from tests.e2e.world import WAIT_S, Device, Node, Service, device, gateway, service
+
+__all__ = ["registry"]
+
+
+@pytest.fixture
+def kind() -> str:
+    """The embedded broker knows no takeover."""
+    return "mosquitto"
+
+
+@pytest.fixture
+async def nodes(broker: LocalBroker) -> AsyncIterator[tuple[Node, Node]]:
+    async with gateway(broker.url, "--node", "gw-1") as one, gateway(broker.url, "--node", "gw-2") as two:
+        yield one, two
+
+
+async def test_a_device_that_roams_is_taken_over_for_good(nodes: tuple[Node, Node], api: Service) -> None:
+    """mosquitto 2.0.11 tells the loser nothing: it must ask who has the device before it connects again."""
+    one, two = nodes
+    async with device(one, "AC1"):
+        await api.presence("AC1", online=True)
+    await api.presence("AC1", online=False)
+    async with device(two, "AC1") as plate:
+        assert (await api.presence("AC1", online=True))["node"] == "gw-2"
+        await one.logged("device moved", serial="AC1")
+        await api.send("devices/AC1/commands/media_stop", {"stop": True}, qos=0)
+        await plate.expect("media_stop")
+        outcome = await api.json("devices/AC1/acks/media_stop")
+        assert (outcome["status"], outcome["node"]) == ("acked", "gw-2")
+        assert not plate.gone.is_set()
+    assert [line for line in two.lines if line["message"] in ("link lost", "device moved")] == []
+
+
+async def test_the_loser_closes_its_socket(nodes: tuple[Node, Node], api: Service) -> None:
+    one, two = nodes
+    async with device(one, "AC1") as old:
+        await api.presence("AC1", online=True)
+        async with device(two, "AC1") as new:
+            await asyncio.wait_for(old.gone.wait(), WAIT_S)
+            await one.logged("device gone", serial="AC1", reason="replaced")
+            await api.send("devices/AC1/commands/media_stop", {"stop": True})
+            await new.expect("media_stop")
+            assert (await api.outcome("devices/AC1/acks/media_stop"))["node"] == "gw-2"
+            assert not new.gone.is_set()
+
+
+async def test_a_command_in_flight_goes_over_with_the_device(nodes: tuple[Node, Node], api: Service) -> None:
+    """The new owner gets what the old one had not settled; one final outcome, from the new owner."""
+    one, two = nodes
+    async with device(one, "AC1") as old:
+        reached = asyncio.Event()
+
+        async def silent(event: str, *_: object) -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        old.client.on("*", silent)
+        await api.send("devices/AC1/commands/bind_class/job", {"id": 1})
+        await asyncio.wait_for(reached.wait(), WAIT_S)
+        async with device(two, "AC1") as new:
+            assert await new.expect("bind_class") == ({"id": 1},)
+            outcome = await api.outcome("devices/AC1/acks/bind_class/job")
+            assert (outcome["status"], outcome["node"]) == ("acked", "gw-2")
+            await asyncio.wait_for(old.gone.wait(), WAIT_S)
+
+
+async def test_a_broker_that_restarts_leaves_devices_where_they_are(
+    broker: LocalBroker, nodes: tuple[Node, Node]
+) -> None:
+    """The same bare cut as in a takeover, for every link at once."""
+    one, two = nodes
+    async with device(one, "AC1") as here, device(two, "AC2") as there:
+        await broker.stop()
+        await one.logged("broker lost")
+        await broker.start()
+        async with service(broker.url) as api:
+            for plate, serial in ((here, "AC1"), (there, "AC2")):
+                await api.send(f"devices/{serial}/commands/media_stop", {"stop": True})
+                await plate.expect("media_stop")
+                assert (await api.outcome(f"devices/{serial}/acks/media_stop"))["status"] == "acked"
+                assert not plate.gone.is_set()
+
+
+async def test_a_wrong_key_never_gets_in_with_a_right_one(registry: LocalBroker) -> None:
+    """Sockets with wrong keys wait for the same link as the one with the right key."""
+    own = registry.url.replace("mqtt://", "mqtt://gateway:g@")
+    async with gateway(own, "--auth", "broker") as node:
+        await registry.stop()
+        await node.logged("broker lost")
+        plates = [Device("AC1") for _ in range(6)]
+        for plate in plates:
+            await plate.connect(node.devices)
+        keys = ["wrong", "wrong", "right", "wrong", "wrong", "wrong"]
+        waiting = [asyncio.create_task(plate.authenticate(key)) for plate, key in zip(plates, keys, strict=True)]
+        await registry.start()
+        answers = await asyncio.gather(*waiting)
+        assert dict(zip(keys, answers, strict=True)) == {"wrong": "auth:fail", "right": "auth:ok"}
+        assert [answer for key, answer in zip(keys, answers, strict=True) if key == "wrong"] == ["auth:fail"] * 5
+        for plate in plates:
+            await plate.disconnect()
+
+
+async def test_an_authentication_that_is_abandoned_leaves_nothing(broker: LocalBroker) -> None:
+    async with gateway(broker.url) as node:
+        await broker.stop()
+        await node.logged("broker lost")
+        for number in range(20):
+            plate = Device(f"AC{number}")
+            await plate.connect(node.devices)
+            signature = base64.b64encode(f"AC{number}:key".encode()).decode()
+            await plate.client.call("ask", {}, timeout=int(WAIT_S))  # the next one is read after this
+            await plate.client.emit("authentication", {"signature": signature})
+            await plate.client.call("ask", {}, timeout=int(WAIT_S))
+            await plate.disconnect()
+        async with asyncio.timeout(WAIT_S):
+            while (seen := await metrics(node))["gateway_devices"] or seen["gateway_sockets"]:
+                pass
+        await broker.start()
+
+
+async def test_javascript_devices_come_back_after_a_restart(broker: LocalBroker, api: Service) -> None:
+    """socket.io-client gives up for good when the *server* disconnects it, so it must look like a lost transport."""
+    installed("sio48")
+    signature = base64.b64encode(b"AC1:key").decode()
+    async with gateway(broker.url) as node:
+        port = node.devices.rpartition(":")[2]
+        process = await asyncio.create_subprocess_exec(
+            program("node"), "page.js", "device.js", node.devices, signature, cwd=HERE, stdin=PIPE, stdout=PIPE
+        )
+        try:
+            await api.presence("AC1", online=True)
+            assert await node.end() == 0
+            assert (await api.presence("AC1", online=False))["reason"] == "shutdown"
+            async with gateway(broker.url, listen=f"127.0.0.1:{port}"):
+                await api.presence("AC1", online=True)
+        finally:
+            process.kill()
+            await process.communicate()
+
+
+@pytest.mark.parametrize("commands", [1, 20, 140])
+async def test_a_node_that_stops_answers_for_what_it_had(broker: LocalBroker, api: Service, commands: int) -> None:
+    """Commands that no device acked any more end in `lost`, and the Will is not needed."""
+    async with gateway(broker.url, environ={"GATEWAY_DEVICES_DRAIN_S": "0.5"}) as node, device(node, "AC1") as plate:
+        await api.presence("AC1", online=True)
+
+        async def silent(event: str, *_: object) -> None:
+            await asyncio.Event().wait()
+
+        plate.client.on("*", silent)
+        for number in range(commands):
+            await api.send(f"devices/AC1/commands/media_stop/{number}", {"stop": True}, qos=0)
+        await api.send("devices/AC1/commands/text_stop/last", {"stop": True}, qos=1)
+        async with asyncio.timeout(WAIT_S):
+            while not (await metrics(node))['gateway_commands_total{event="text_stop"}']:
+                pass
+        assert await node.end() == 0
+        statuses = {(await api.outcome(f"devices/AC1/acks/media_stop/{n}"))["status"] for n in range(commands)}
+        assert statuses == {"lost"}
+        assert (await api.presence("AC1", online=False))["reason"] == "shutdown"
