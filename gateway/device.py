@@ -41,6 +41,9 @@ from gateway.topics import JSON_TYPE, Presence, Topics
 
 log = logging.getLogger(__name__)
 
+FLOOD_EVENTS: Final = 100  # events that wait for the broker before the device is not read any more
+CATCH_UP_S: Final = 10.0
+CATCH_UP_LOOK_S: Final = 0.01
 FAILED: Final = 0x80  # MQTT 5 reason codes from here on are failures (2.4)
 OWNER_SPEAKS_WITHIN_S: Final = (1.0, 2.0)  # a node that takes a device over publishes its presence at once
 
@@ -202,6 +205,18 @@ class Device:
         self._park = self._loop.call_later(self._around.links.session_s, self._leave)
         self.open()
 
+    @property
+    def floods(self) -> bool:
+        """Whether the device emits faster than a broker that is there takes it."""
+        return self.link is not None and self.link.connected and self.link.backlog > FLOOD_EVENTS
+
+    async def catch_up(self) -> bool:
+        """Wait until the broker has taken what the device emitted; whether it did so in time."""
+        until = self._loop.time() + CATCH_UP_S
+        while self.floods and self._loop.time() < until:  # noqa: ASYNC110 - the link tells nobody of its backlog
+            await asyncio.sleep(CATCH_UP_LOOK_S)
+        return not self.floods
+
     async def drain(self, until: float) -> None:
         """Wait for the acks under way, no longer than `until` (loop time); then let socket and link go."""
         while self._session.in_flight and self._loop.time() < until and self.link is not None:
@@ -272,6 +287,7 @@ class Device:
     def _move(self, event: Closed) -> None:
         log.info("device moved", extra={"serial": self.serial, "code": event.code, "reason": event.reason})
         self.link = None
+        self._around.metrics.takeovers.inc()
         self._changed()
         self.handle(f.Moved())
         self._gone(self)

@@ -1,7 +1,9 @@
 """The devices of this node: who has a link here, and how a socket becomes one of them."""
 
 import asyncio
+import logging
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -10,6 +12,12 @@ from gateway.auth import Authenticator, DeviceKey, Verdict
 from gateway.device import Device, Surroundings
 from gateway.mqtt import Credentials, Opened, Refused
 
+log = logging.getLogger(__name__)
+
+FLAP_MOVES: Final = 3  # moves within the window that are no roaming any more
+FLAP_WINDOW_S: Final = 60.0
+FLAP_WAIT_MAX_S: Final = 30.0
+FLAPS_REMEMBERED: Final = 1024
 ADOPT_PAUSE_S: Final = 0.002  # 500 links a second: a broker that starts has more to do
 DRAIN_PAUSE_S: Final = 0.005  # at most 200 devices a second look for another node
 WRONG_KEY: Final = frozenset({0x86, 0x87})  # CONNACK: bad user name or password, not authorized (3.2.2.2)
@@ -28,6 +36,7 @@ class Devices:
         self._authenticator = authenticator
         self._credentials = credentials
         self._devices: dict[str, Device] = {}
+        self._flaps = Flaps()
         self._closing: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -51,6 +60,7 @@ class Devices:
             credentials = Credentials(claim.serial, claim.key.encode())
         elif (verdict := await self._authenticator.check(claim)) is not Verdict.ACCEPTED:
             return verdict
+        await asyncio.sleep(self._flaps.delay_s(claim.serial, asyncio.get_running_loop().time()))
         with self._claimed(claim.serial, credentials) as device:
             if self._authenticator is not None:
                 accepted()
@@ -116,8 +126,35 @@ class Devices:
 
     def _forget(self, device: Device) -> None:
         """Drop a device that moved or was away for too long, unless another has its place."""
+        if device.link is None:
+            moves = self._flaps.moved(device.serial, asyncio.get_running_loop().time())
+            if moves >= FLAP_MOVES:
+                log.warning("device flaps between nodes", extra={"serial": device.serial, "moves": moves})
         if self._devices.get(device.serial) is device:
             del self._devices[device.serial]
         task = asyncio.create_task(device.close(), name=f"close-{device.serial}")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+class Flaps:
+    """Devices that go back and forth between nodes, such as two boxes with one serial. Pure; `now` in seconds."""
+
+    def __init__(self) -> None:
+        self._moves: OrderedDict[str, tuple[int, float]] = OrderedDict()  # serial → how often of late, when last
+
+    def moved(self, serial: str, now: float) -> int:
+        """A device went to another node; return how often it did so of late."""
+        count, last = self._moves.pop(serial, (0, now))
+        count = count + 1 if now - last < FLAP_WINDOW_S else 1
+        self._moves[serial] = count, now
+        if len(self._moves) > FLAPS_REMEMBERED:
+            self._moves.popitem(last=False)
+        return count
+
+    def delay_s(self, serial: str, now: float) -> float:
+        """How long a device has to wait before it is admitted; longer with each move in a row."""
+        count, last = self._moves.get(serial, (0, now))
+        if count < FLAP_MOVES or now - last >= FLAP_WINDOW_S:
+            return 0.0
+        return min(FLAP_WAIT_MAX_S, 2.0 ** (count - FLAP_MOVES))

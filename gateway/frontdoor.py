@@ -12,6 +12,7 @@ from gateway.auth import NOT_VALID, DeviceKey, Malformed, Verdict, parse_signatu
 from gateway.catalog import Args
 from gateway.device import Device
 from gateway.devices import Devices
+from gateway.engine.connection import Pending
 from gateway.engine.effects import CloseReason
 from gateway.metrics import Metrics
 from gateway.rooms import Refused, RoomPolicy, Rooms
@@ -41,8 +42,11 @@ class FrontDoor:
         """A socket is a viewer until it authenticates."""
         self._metrics.sockets.inc()
 
-    def emitted(self, socket: Socket, event: str, args: Args, ack_id: int | None) -> None:
-        """Dispatch an event; what the protocol does not name is the device's own."""
+    def emitted(self, socket: Socket, event: str, args: Args, ack_id: int | None) -> Pending:
+        """Dispatch an event; what the protocol does not name is the device's own.
+
+        A device that floods is not read until the broker has caught up.
+        """
         match event:
             case "authentication":
                 self._authenticate(socket, args[0] if args else None)
@@ -50,6 +54,8 @@ class FrontDoor:
                 self._change_room(socket, event, args[0] if args else None)
             case _:
                 self._to_device(socket, event, args, ack_id)
+        device = socket.device
+        return self._slow_down(socket, device) if isinstance(device, Device) and device.floods else None
 
     def acked(self, socket: Socket, emit_id: int, args: Args) -> None:
         """Hand an ack to the device."""
@@ -59,6 +65,7 @@ class FrontDoor:
     def closed(self, socket: Socket, reason: CloseReason) -> None:
         """Take the socket out of everything it was in."""
         self._metrics.sockets.dec()
+        self._metrics.closes[reason].inc()
         self._rooms.leave_all(socket)
         authentication = self._authentications.get(socket.number)
         if authentication is not None:
@@ -80,6 +87,11 @@ class FrontDoor:
             socket.device.handle(f.Emitted(socket.number, event, args, ack_id))
         elif ack_id is not None:
             self._sockets.reply(socket.number, ack_id, refusal("not authenticated"))
+
+    async def _slow_down(self, socket: Socket, device: Device) -> None:
+        if not await device.catch_up():
+            log.warning("device floods", extra={"serial": device.serial})
+            self._sockets.close(socket.number, CloseReason.FLOODING)
 
     # authentication
 

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from gateway import facts as f
 from gateway.catalog import EVENTS
+from gateway.engine.effects import CloseReason
 
 STATUSES: Final = ("queued", "acked", "nacked", "timeout", "lost", "offline", "expired", "rejected")
 OTHER: Final = "other"  # an event that is not in the catalogue
@@ -32,6 +33,9 @@ class Metrics:
         self._received = {event: received.labels(event) for event in events}
         ignored = Counter("gateway_ignored", "What peers did without meaning.", ["what"], registry=registry)
         self._ignored = {what: ignored.labels(what) for what in get_args(f.Ignored)}
+        closes = Counter("gateway_closes", "Sockets closed.", ["reason"], registry=registry)
+        self.closes = {reason: closes.labels(reason) for reason in CloseReason}
+        self.takeovers = Counter("gateway_takeovers", "Devices that went to another node.", registry=registry)
         self.dropped = Counter(
             "gateway_dropped_events", "Events of devices dropped while the broker was away.", registry=registry
         )

@@ -54,8 +54,8 @@ class SocketOwner(Protocol):
     def connected(self, socket: Socket) -> None:
         """A socket joined the namespace."""
 
-    def emitted(self, socket: Socket, event: str, args: Args, ack_id: int | None) -> None:
-        """The peer emitted an event; with `ack_id` it waits for an ack."""
+    def emitted(self, socket: Socket, event: str, args: Args, ack_id: int | None) -> Pending:
+        """The peer emitted an event; with `ack_id` it waits for an ack. What is returned holds up its reading."""
 
     def acked(self, socket: Socket, emit_id: int, args: Args) -> None:
         """The peer acked an emission, or claims to."""
@@ -74,8 +74,7 @@ class _Server(Server):
         self._sockets = sockets
 
     def event(self, connection: Connection, packet: Packet) -> Pending:
-        self._sockets.emitted(connection, packet.data[0], tuple(packet.data[1:]), packet.id)
-        return None
+        return self._sockets.emitted(connection, packet.data[0], tuple(packet.data[1:]), packet.id)
 
     def ack(self, connection: Connection, packet: Packet) -> Pending:
         self._sockets.acked(connection, packet.id, tuple(packet.data))
@@ -146,11 +145,10 @@ class SocketServer:
         """Close every socket, refuse new ones, and return when all owners were told."""
         await self._server.eio.shutdown()
 
-    def emitted(self, connection: Connection, event: str, args: Args, ack_id: int | None) -> None:
+    def emitted(self, connection: Connection, event: str, args: Args, ack_id: int | None) -> Pending:
         """An event came in; one for another namespace, or before the socket joined, has no meaning."""
         socket = self._by_engine_sid.get(connection.sid)
-        if socket is not None:
-            self._owner.emitted(socket, event, args, ack_id)
+        return None if socket is None else self._owner.emitted(socket, event, args, ack_id)
 
     def acked(self, connection: Connection, emit_id: int, args: Args) -> None:
         """An ack came in."""

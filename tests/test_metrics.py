@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from gateway import facts as f
 from gateway.catalog import EVENTS, Catalog
+from gateway.engine.effects import CloseReason
 from gateway.metrics import OTHER, SECONDS, STATUSES, Metrics
 from gateway.mqtt import Message
 from gateway.topics import Outcome
@@ -62,6 +63,8 @@ def test_every_label_is_there_before_anything_happens(metrics: Metrics, registry
         "gateway_device_events": events,
         "gateway_ignored": {(what,) for what in get_args(f.Ignored)},
         "gateway_dropped_events": {()},
+        "gateway_takeovers": {()},
+        "gateway_closes": {(str(reason),) for reason in CloseReason},
     }
     assert counts(registry) == {}
 

@@ -16,6 +16,7 @@ class CloseReason(StrEnum):
     TRANSPORT_ERROR = "transport-error"
     SLOW = "slow"
     MALFORMED = "malformed"
+    FLOODING = "flooding"
     REPLACED = "replaced"
     SHUTDOWN = "shutdown"
     UNAUTHENTICATED = "unauthenticated"

@@ -221,6 +221,11 @@ class Outbox:
             self._waiting_bytes -= outgoing.message.size_bytes
 
     @property
+    def backlog(self) -> int:
+        """How many publishes wait to be written."""
+        return len(self._waiting or ())
+
+    @property
     def is_empty(self) -> bool:
         """Whether no publish waits or has no PUBACK yet."""
         return not self._waiting and not self._in_flight

@@ -106,6 +106,11 @@ class Link:
         """Whether a connection is current."""
         return self._current is not None
 
+    @property
+    def backlog(self) -> int:
+        """How many publishes wait to be written, because the broker is away or does not keep up."""
+        return self._session.backlog
+
     def open(self) -> None:
         """Connect, and reconnect after each loss, until `close()`, `abort()` or the event Closed."""
         self._wanted = True

@@ -195,6 +195,11 @@ class MqttSession:
         return self.take_events()
 
     @property
+    def backlog(self) -> int:
+        """How many publishes wait to be written, because the broker is away or does not keep up."""
+        return self._outbox.backlog
+
+    @property
     def all_published(self) -> bool:
         """Whether no publish waits or has no PUBACK yet, and all that is told."""
         return self._outbox.is_empty and not self._events

@@ -191,3 +191,16 @@ async def test_a_device_that_stops_reading_is_closed_as_slow(broker: LocalBroker
                 await other.expect("media_stop")
         assert (await api.presence("AC1", online=False))["reason"] == "slow"
         connection.transport.abort()
+
+
+async def test_a_device_that_floods_is_not_read_until_the_broker_has_caught_up(
+    broker: LocalBroker, api: Service
+) -> None:
+    """Nothing it emitted is dropped, and nothing piles up in the node."""
+    async with gateway(broker.url) as node, device(node, "AC1", transports=["websocket"]) as plate:
+        for number in range(3000):
+            await plate.client.emit("reading", number)
+        read = [await api.json("devices/AC1/events/reading") for _ in range(3000)]
+        assert read == list(range(3000))
+        assert (await metrics(node))["gateway_dropped_events_total"] == 0
+        assert not plate.gone.is_set()
