@@ -1,8 +1,8 @@
 // Runs a sample of device-protocol.zh.md as a web page would: `io`, `document` and the console are there.
-// node page.js SAMPLE URL SIGNATURE
+// node page.js SAMPLE URL SIGNATURE [CLIENT]
 const fs = require("fs");
 const vm = require("vm");
-const [sample, url, signature] = process.argv.slice(2);
+const [sample, url, signature, client = "sio48"] = process.argv.slice(2);
 const source = fs
   .readFileSync(sample, "utf8")
   .replaceAll("https://bpstaging.adachina.net", url)
@@ -11,8 +11,13 @@ const element = {};
 Object.defineProperty(element, "innerHTML", { set: (html) => console.log("shown", JSON.stringify(html)) });
 const sockets = [];
 const io = (...args) => {
-  const socket = require("sio48")(...args);
-  socket.onAny((event, ...data) => console.log("event", event, JSON.stringify(data.filter((x) => typeof x !== "function"))));
+  const library = require(client);
+  const socket = (library.io || library)(...args);
+  const onevent = socket.onevent; // onAny came with 3.0
+  socket.onevent = (packet) => {
+    console.log("event", packet.data[0], JSON.stringify(packet.data.slice(1)));
+    onevent.call(socket, packet);
+  };
   sockets.push(socket);
   return socket;
 };

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import signal
 
 import aiohttp
 import pytest
@@ -204,3 +205,99 @@ async def test_a_device_that_floods_is_not_read_until_the_broker_has_caught_up(
         assert read == list(range(3000))
         assert (await metrics(node))["gateway_dropped_events_total"] == 0
         assert not plate.gone.is_set()
+
+
+@pytest.mark.mosquitto_only("it is stopped by a signal to the process, which only mosquitto takes so")
+async def test_a_broker_that_pauses(broker: LocalBroker, node: Node, api: Service) -> None:
+    """Sockets stay, events wait, and a device that authenticates meanwhile is answered afterwards."""
+    async with device(node, "AC1") as plate:
+        await api.send("devices/AC1/commands/bind_class/before", {"id": 1})
+        await plate.expect("bind_class")
+        await api.outcome("devices/AC1/acks/bind_class/before")
+        assert broker._process is not None
+        broker._process.send_signal(signal.SIGSTOP)
+        await plate.client.emit("reading", 1)
+        late = Device("AC2")
+        await late.connect(node.devices)
+        waiting = asyncio.create_task(late.authenticate())
+        assert await plate.client.call("", timeout=20), "the gateway goes on: a bad event is refused at once"
+        broker._process.send_signal(signal.SIGCONT)
+        assert await waiting == "auth:ok"
+        assert await api.json("devices/AC1/events/reading") == 1
+        await late.disconnect()
+        assert not plate.gone.is_set()
+
+
+@pytest.mark.mosquitto_only(EMBEDDED_CANNOT)
+async def test_connections_that_break_in_the_middle_of_a_packet(broker: LocalBroker, api: Service) -> None:
+    """A proxy cuts every connection after a number of bytes that falls anywhere; commands still end once, in order."""
+    async with Cutter(int(broker.url.rpartition(":")[2])) as cutter:
+        environ = {"GATEWAY_MQTT_RECONNECT_MIN_S": "0.05", "GATEWAY_MQTT_RECONNECT_MAX_S": "0.1"}
+        async with gateway(cutter.url, environ=environ) as node, device(node, "AC1") as plate:
+            for cut in range(3):
+                cutter.cut_after_bytes = 3000 + 777 * cut
+                for number in range(20):
+                    name = f"{cut}-{number}"
+                    await api.send(
+                        f"devices/AC1/commands/bind_class/{name}", {"id": 20 * cut + number, "name": "x" * 300}
+                    )
+                statuses = {(await api.outcome(f"devices/AC1/acks/bind_class/{cut}-{n}"))["status"] for n in range(20)}
+                assert statuses == {"acked"}
+            assert cutter.cuts == 3
+            got: list[int] = []
+            while len(set(got)) < 60:
+                got.append((await plate.expect("bind_class"))[0]["id"])
+            assert list(dict.fromkeys(got)) == list(range(60))
+            assert not plate.gone.is_set()
+
+
+class Cutter:
+    """A TCP proxy to the broker that cuts each of its connections once so many bytes have come from the broker."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.url = ""
+        self.cut_after_bytes: int | None = None
+        self.cuts = 0
+
+    async def __aenter__(self) -> "Cutter":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"mqtt://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pipe(reader, up_writer, counted=False))
+                group.create_task(self._pipe(up_reader, writer, counted=True))
+        except* (ConnectionError, EOFError):
+            pass
+        finally:
+            self._tasks.discard(task)
+            for one in (writer, up_writer):
+                one.transport.abort()
+
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counted: bool) -> None:
+        while data := await reader.read(4096):
+            if counted and self.cut_after_bytes is not None:
+                allowed, self.cut_after_bytes = self.cut_after_bytes, self.cut_after_bytes - len(data)
+                if self.cut_after_bytes <= 0:
+                    self.cut_after_bytes = None
+                    self.cuts += 1
+                    writer.write(data[:allowed])
+                    await writer.drain()
+                    raise ConnectionResetError
+            writer.write(data)
+            await writer.drain()
+        raise EOFError

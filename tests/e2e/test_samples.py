@@ -9,7 +9,7 @@ import base64
 import subprocess
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -42,10 +42,10 @@ class Page:
 
 
 @asynccontextmanager
-async def page(node_js: str, sample: str, url: str) -> AsyncIterator[Page]:
+async def page(node_js: str, sample: str, url: str, client: str = "sio48") -> AsyncIterator[Page]:
     signature = base64.b64encode(b"AC4178234415:key").decode()
     process = await asyncio.create_subprocess_exec(
-        node_js, "page.js", f"{sample}.js", url, signature, cwd=HERE, stdin=PIPE, stdout=PIPE
+        node_js, "page.js", f"{sample}.js", url, signature, client, cwd=HERE, stdin=PIPE, stdout=PIPE
     )
     try:
         yield Page(process)
@@ -86,3 +86,19 @@ async def test_the_memo_room_sample(broker: LocalBroker, api: Service, node_js: 
 async def test_a_viewer_may_not_join_unless_a_rule_says_so(node: Node, node_js: str) -> None:
     async with page(node_js, "memos", node.devices) as memos:
         assert await memos.line() == 'event join_room:fail [{"error_msg":"join room fail"}]'
+
+
+async def test_a_room_of_every_generation(broker: LocalBroker, api: Service, node_js: str, tmp_path: Path) -> None:
+    """One event, encoded once, reaches clients of 1.7, 2.5, 3.1 and 4.8 in one room: text, emoji and binary."""
+    config = tmp_path / "rooms.toml"
+    config.write_text('[rooms]\nrules = [{ match = "bp_student_*", allow = "anyone" }]\n')
+    async with gateway(broker.url, config=str(config)) as node, AsyncExitStack() as stack:
+        generations = ("sio17", "sio25", "sio31", "sio48")
+        members = [await stack.enter_async_context(page(node_js, "memos", node.devices, name)) for name in generations]
+        for member in members:
+            assert await member.line() == "event join_room:ok []"
+        await api.send("rooms/bp_student_101/events/memos_update", {"text": "留言 😀"})
+        await api.send("rooms/bp_student_101/events/picture", b"\x00\xff", ContentType="application/octet-stream")
+        for member in members:
+            assert await member.line() == 'event memos_update [{"text":"留言 😀"}]'
+            assert await member.line() == 'event picture [{"type":"Buffer","data":[0,255]}]'
