@@ -169,7 +169,7 @@ class Device:
                 self._ready = not event.refused
                 self._changed()
             case Down():
-                log.info("link lost", extra={"serial": self.serial, "reason": event.reason})
+                log.debug("link of %s lost: %s", self.serial, event.reason)
                 self._ready = False
                 self.handle(f.LinkLost())
             case Closed():

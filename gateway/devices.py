@@ -79,10 +79,11 @@ class Devices:
         if self._authenticator is None:
             return  # only the devices have the keys: their sessions wait in the broker
         for serial in serials:
-            if serial not in self._devices:
+            presence = await self._around.node_link.presence(serial)  # it may have gone to another node meanwhile
+            if serial not in self._devices and presence is not None and presence.node == self._around.node:
                 device = self._devices[serial] = Device(serial, self._credentials, self._around, self._forget)
                 device.adopt()
-                await asyncio.sleep(ADOPT_PAUSE_S)
+            await asyncio.sleep(ADOPT_PAUSE_S)
 
     async def drain(self, drain_s: float) -> None:
         """Let every device go, spread over time, each when its acks are in; the broker keeps the sessions."""

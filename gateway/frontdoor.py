@@ -31,6 +31,7 @@ class FrontDoor:
         self._metrics = metrics
         self._sockets: SocketServer
         self._devices: Devices
+        self._closed = False
         self._authentications: dict[int, asyncio.Task[None]] = {}  # one a socket at most
 
     def serve(self, sockets: SocketServer, devices: Devices) -> None:
@@ -76,7 +77,8 @@ class FrontDoor:
             device.lost(socket, reason)
 
     async def close(self) -> None:
-        """End the authentications under way."""
+        """End the authentications under way, and admit nobody any more."""
+        self._closed = True
         tasks = tuple(self._authentications.values())
         for task in tasks:
             task.cancel()
@@ -106,6 +108,8 @@ class FrontDoor:
         if isinstance(socket.device, Device):
             same = socket.device.serial == claim.serial
             self._sockets.emit(socket.number, "auth:ok") if same else self._fail(socket)
+        elif self._closed:
+            self._sockets.close(socket.number, CloseReason.SHUTDOWN)
         elif socket.number not in self._authentications:
             task = asyncio.create_task(self._admit(socket, claim), name=f"authenticate-{socket.number}")
             self._authentications[socket.number] = task

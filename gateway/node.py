@@ -58,7 +58,7 @@ class Node:
         self._sockets: SocketServer
         self._trouble: str | None = "connecting to the broker"
         self._displaced = False
-        self._became_ready = asyncio.Event()
+        self._up = asyncio.Event()  # the broker is there and has granted what we need
         self._asked: dict[str, asyncio.Future[Presence | None]] = {}  # presence topic → who waits for its message
         self._census: list[str] | None = None  # serials found so far, while they are looked for
         self._said: NodeStatus | None = None
@@ -108,7 +108,8 @@ class Node:
             self._link.flush()
 
     async def presence(self, serial: str) -> Presence | None:
-        """Ask the broker for a device's retained presence; None if there is none, or no answer in time."""
+        """Ask the broker for a device's retained presence, when it is there; None if there is none."""
+        await self._up.wait()
         topic = self._topics.presence(serial)
         asked = self._asked.get(topic)
         if asked is None:
@@ -127,7 +128,7 @@ class Node:
 
     async def orphans(self) -> list[str]:
         """Ask the broker for the devices whose retained presence names this node: what an earlier life left."""
-        await self._became_ready.wait()
+        await self._up.wait()
         every = self._topics.presence("+")
         census: list[str] = []
         self._census = census
@@ -167,6 +168,7 @@ class Node:
             case Subscribed():
                 self._subscribed(event)
             case Down() | Unavailable():
+                self._up.clear()
                 log.warning("broker lost", extra={"reason": event.reason})
                 self._trouble = f"no connection to the broker: {event.reason}"
             case Refused():
@@ -184,7 +186,7 @@ class Node:
         elif self._trouble is not None:
             self._trouble = None
             log.info("gateway ready", extra={"node": self._name})
-            self._became_ready.set()
+            self._up.set()
 
     def _received(self, message: Message) -> None:
         serial = self._topics.presence_of(message.topic)
