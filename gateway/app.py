@@ -228,6 +228,7 @@ def _limits(config: Config) -> Limits:
         max_attempts=commands.max_attempts,
         max_commands=commands.max_per_device,
         max_command_bytes=commands.max_bytes_per_device,
+        max_emitted_bytes=config.devices.max_buffer_bytes // 2,
         max_questions=commands.max_questions_per_device,
         reply_timeout_s=commands.reply_timeout_s,
     )

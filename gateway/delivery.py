@@ -25,6 +25,7 @@ class Limits(msgspec.Struct, frozen=True):
     max_attempts: int = 3
     max_commands: int = 256
     max_command_bytes: int = 8 << 20
+    max_emitted_bytes: int = 1 << 19  # without ack; one command may be larger
     max_questions: int = 64
     reply_timeout_s: float = 30.0
 
@@ -63,7 +64,7 @@ class Deliveries:
     """The open commands of one device; effects are appended to the list given, to be carried out in order."""
 
     __slots__ = (
-        "_effects", "_emitted", "_late", "_limits", "_link_open", "_next_emit", "_next_order",
+        "_effects", "_emitted", "_emitted_bytes", "_late", "_limits", "_link_open", "_next_emit", "_next_order",
         "_node", "_open", "_open_bytes", "_outcomes", "_queue", "_serial", "_socket", "_timers", "_unsettled",
     )  # fmt: skip
 
@@ -75,7 +76,7 @@ class Deliveries:
         self._outcomes = Outcomes(effects)
         self._socket: int | None = None
         self._link_open = False
-        self._open = self._open_bytes = 0  # commands without a final outcome
+        self._emitted_bytes = self._open = self._open_bytes = 0  # of commands without a final outcome
         self._queue: dict[int, _Job] = {}  # order → waiting command, in the order of emission
         self._emitted: dict[int, _Job] = {}  # emit id → command; one that was emitted twice is there twice
         self._unsettled: dict[int, _Job | None] = {}  # deliveries without PUBACK, in the order of receipt
@@ -102,9 +103,7 @@ class Deliveries:
 
     def command(self, command: f.Command, now: float) -> None:
         """Take a command: emit it, hold it, or answer it at once."""
-        # A broker restored from an old save may deliver again without DUP: what must not repeat is always looked up.
-        suspect = command.duplicate or command.event.at_most_once
-        if suspect and command.delivery is not None and self._known(command.id, command.delivery):
+        if command.duplicate and command.delivery is not None and self._known(command.id, command.delivery):
             return
         self._next_order += 1
         job = _Job(command, self._next_order, now)
@@ -198,6 +197,7 @@ class Deliveries:
                 self._finish(job, now, "timeout", error="the connection closed before the ack, attempts used up")
             else:
                 job.state = _State.WAITING
+                self._emitted_bytes -= job.command.size_bytes
                 again[order] = job
         self._queue = {**again, **self._queue}  # what was emitted came before what still waits
         for job in tuple(self._queue.values()):
@@ -225,12 +225,13 @@ class Deliveries:
         """The device moved: its new owner answers what the broker delivers again, we answer for the rest."""
         self._socket = None
         self._link_open = False
+        self._outcomes.hand_over()
         jobs = {job.order: job for job in (*self._emitted.values(), *self._queue.values())}
         for _, job in sorted(jobs.items()):
             if job.delivery is None:
                 status = "lost" if job.attempts or job.command.qos else "offline"
                 self._finish(job, now, status, error="the device moved to another node")
-        self._open = self._open_bytes = 0
+        self._emitted_bytes = self._open = self._open_bytes = 0
         for container in (
             self._emitted,
             self._queue,
@@ -247,6 +248,8 @@ class Deliveries:
             job = next(iter(queue.values()))
             if job.expires_at <= now:
                 self._expire(job, now)
+            elif self._emitted and self._emitted_bytes + job.command.size_bytes > self._limits.max_emitted_bytes:
+                break  # the next ack goes on: the device would be closed as slow for what we pile up
             elif self._may_emit(job):
                 del queue[job.order]
                 self._emit(job, self._socket, now)
@@ -266,6 +269,8 @@ class Deliveries:
 
     def _emit(self, job: _Job, socket: int, now: float) -> None:
         self._next_emit += 1
+        if job.state is not _State.EMITTED:
+            self._emitted_bytes += job.command.size_bytes
         job.state = _State.EMITTED
         job.attempts += 1
         job.emit_ids.append(self._next_emit)
@@ -308,6 +313,8 @@ class Deliveries:
             heapq.heapify(self._timers)
 
     def _finish(self, job: _Job, now: float, status: str, data: Any = None, error: str | None = None) -> None:
+        if job.state is _State.EMITTED:
+            self._emitted_bytes -= job.command.size_bytes
         job.state = _State.DONE
         job.wake_at = None
         self._queue.pop(job.order, None)

@@ -198,10 +198,11 @@ class Device:
         if not self.online and self._park is None and self.link is not None:
             self._park = self._loop.call_later(self._around.links.session_s, self._leave)
 
-    def adopt(self) -> None:
+    def adopt(self, presence: Presence) -> None:
         """An earlier life of this node had the device: hold its commands as if it had just gone away."""
         self.used = True
-        self.handle(f.Adopted(now_rfc3339()))
+        if presence.online:  # nobody has said that it is gone: the Will is not sent for a session that goes on
+            self.handle(f.Adopted(now_rfc3339()))
         self._park = self._loop.call_later(self._around.links.session_s, self._leave)
         self.open()
 
@@ -210,12 +211,11 @@ class Device:
         """Whether the device emits faster than a broker that is there takes it."""
         return self.link is not None and self.link.connected and self.link.backlog > FLOOD_EVENTS
 
-    async def catch_up(self) -> bool:
-        """Wait until the broker has taken what the device emitted; whether it did so in time."""
+    async def catch_up(self) -> None:
+        """Wait until the broker has taken what the device emitted, or seems to have stopped taking anything."""
         until = self._loop.time() + CATCH_UP_S
         while self.floods and self._loop.time() < until:  # noqa: ASYNC110 - the link tells nobody of its backlog
             await asyncio.sleep(CATCH_UP_LOOK_S)
-        return not self.floods
 
     async def drain(self, until: float) -> None:
         """Wait for the acks under way, no longer than `until` (loop time); then let socket and link go."""
@@ -228,6 +228,7 @@ class Device:
             self._around.sockets.close(socket, CloseReason.SHUTDOWN)
             self.handle(f.Lost(socket, CloseReason.SHUTDOWN, now_rfc3339()))
         await self.close()
+        self.handle(f.Moved())  # what did not leave with the link, because the broker is away, is the node's to say
 
     async def close(self) -> None:
         """Close the link so that the broker keeps the session."""
@@ -241,13 +242,15 @@ class Device:
             await link.close()
 
     def _received(self, event: Received) -> None:
+        if self.link is None:  # it is being closed: the next owner gets this again
+            return
         now = datetime.now(UTC)
         read = self._around.reader.read(self.serial, event.message, event.delivery, event.duplicate, now)
         if not isinstance(read, str):
             self.handle(read)
             return
         log.warning("unusable message", extra={"serial": self.serial, "problem": read[:200]})
-        if event.delivery is not None and self.link is not None:
+        if event.delivery is not None:
             self.link.puback(event.delivery)
             self.link.flush()
 
@@ -261,6 +264,7 @@ class Device:
                 self._around.node_link.publish(effect.message)
             case f.Puback() if self.link is not None:
                 self.link.puback(effect.delivery)
+                self.link.flush()  # before what follows: perhaps the emission of what must not be delivered again
             case f.Reply():
                 self._around.sockets.reply(effect.socket, effect.ack_id, effect.args)
             case f.Relay():
@@ -273,7 +277,7 @@ class Device:
     def _arm(self) -> None:
         """Keep one timer at the session's deadline; a timer that is early only looks again."""
         deadline = self._session.deadline
-        if deadline is None or (self._timer is not None and self._timer_at <= deadline):
+        if self.link is None or deadline is None or (self._timer is not None and self._timer_at <= deadline):
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -298,14 +302,19 @@ class Device:
         deadline = self._session.deadline
         if deadline is not None:
             self._park = self._loop.call_at(deadline + 1.0, self._leave)
-        elif not self.online and not self.claims:
+        elif self.claims:
+            self._park = self._loop.call_later(CATCH_UP_S, self._leave)
+        elif not self.online:
             self._gone(self)
 
     async def _is_ours(self) -> bool:
         """Whether a link that was cut without a reason may be opened again: not if another node has the device now."""
         await asyncio.sleep(random.uniform(*OWNER_SPEAKS_WITHIN_S))  # noqa: S311 - spread, not secret
-        presence = await self._around.node_link.presence(self.serial)
-        return presence is None or presence.node == self._around.node
+        theirs, ours = await self._around.node_link.presence(self.serial), self._session.presence
+        if theirs is None or theirs.node == self._around.node:
+            return True
+        # A broker that comes back with an older save may name an owner of the past.
+        return bool(ours and ours.since and theirs.since and theirs.since < ours.since)
 
     def _changed(self) -> None:
         change, self._change = self._change, None

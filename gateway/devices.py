@@ -82,7 +82,7 @@ class Devices:
             presence = await self._around.node_link.presence(serial)  # it may have gone to another node meanwhile
             if serial not in self._devices and presence is not None and presence.node == self._around.node:
                 device = self._devices[serial] = Device(serial, self._credentials, self._around, self._forget)
-                device.adopt()
+                device.adopt(presence)
             await asyncio.sleep(ADOPT_PAUSE_S)
 
     async def drain(self, drain_s: float) -> None:

@@ -56,7 +56,7 @@ class FrontDoor:
             case _:
                 self._to_device(socket, event, args, ack_id)
         device = socket.device
-        return self._slow_down(socket, device) if isinstance(device, Device) and device.floods else None
+        return device.catch_up() if isinstance(device, Device) and device.floods else None
 
     def acked(self, socket: Socket, emit_id: int, args: Args) -> None:
         """Hand an ack to the device."""
@@ -89,11 +89,6 @@ class FrontDoor:
             socket.device.handle(f.Emitted(socket.number, event, args, ack_id))
         elif ack_id is not None:
             self._sockets.reply(socket.number, ack_id, refusal("not authenticated"))
-
-    async def _slow_down(self, socket: Socket, device: Device) -> None:
-        if not await device.catch_up():
-            log.warning("device floods", extra={"serial": device.serial})
-            self._sockets.close(socket.number, CloseReason.FLOODING)
 
     # authentication
 

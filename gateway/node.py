@@ -114,7 +114,7 @@ class Node:
         asked = self._asked.get(topic)
         if asked is None:
             asked = self._asked[topic] = asyncio.get_running_loop().create_future()
-            self._link.subscribe(Subscription(topic, retained=True))
+            self._link.subscribe(Subscription(topic, qos=0, retained=True))
             self._link.flush()
         try:
             async with asyncio.timeout(PRESENCE_WAIT_S):
@@ -132,7 +132,7 @@ class Node:
         every = self._topics.presence("+")
         census: list[str] = []
         self._census = census
-        self._link.subscribe(Subscription(every, retained=True))
+        self._link.subscribe(Subscription(every, qos=0, retained=True))  # no window holds them up
         self._link.flush()
         counted = -1
         while counted < len(census):  # retained messages come in one go; a pause says that it is over

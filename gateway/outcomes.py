@@ -85,6 +85,15 @@ class Outcomes:
         for token, final in self._publishing.items():
             self._publishing[token] = msgspec.structs.replace(final, delivery=None)
 
+    def hand_over(self) -> None:
+        """The link is gone: say again, on another way, what may not have left with it.
+
+        Not what settles a delivery: that is delivered again to the new owner, who answers for it.
+        """
+        for final in self._publishing.values():
+            if final.delivery is None:
+                self.say(final.outcome, final.answer)
+
     def clear(self) -> None:
         """Nobody will hear of what is being published."""
         self._publishing.clear()

@@ -47,6 +47,11 @@ class DeviceSession:
         return self._socket
 
     @property
+    def presence(self) -> Presence | None:
+        """What was last announced of the device."""
+        return self._presence
+
+    @property
     def open_commands(self) -> int:
         """How many commands have no final outcome yet."""
         return len(self._deliveries)
@@ -109,7 +114,6 @@ class DeviceSession:
         self._deliveries.attach(fact.socket, now)
 
     def _adopt(self, at: str) -> None:
-        """The retained presence may still say online: the Will is not sent for a session that goes on."""
         if self._socket is None:
             self._announce(Presence(online=False, node=self._node, since=at, reason="gateway-lost"))
 

@@ -8,6 +8,7 @@ tests/test_socketio_server.py fails when an upgrade moves the seam.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -173,6 +174,8 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
             return packet
         if packet.attachment_count > MAX_ATTACHMENTS:
             raise ValueError("too many attachments")
+        if sorted(_placeholders(packet.data)) != list(range(packet.attachment_count)):
+            raise ValueError("each attachment has one place")  # in many places, a small packet becomes a huge one
         self._binary_packet[connection.sid] = packet
         return None
 
@@ -218,6 +221,19 @@ def to_ascii(json: bytes) -> str:
     if text.isascii():
         return text
     return _BEYOND_ASCII.sub(lambda run: _UNIT.sub(r"\\u\g<0>", run[0].encode("utf-16-be").hex()), text)
+
+
+def _placeholders(data: Any) -> Iterator[int]:
+    """Where attachments belong, in the data of a packet whose attachments have not come yet."""
+    waiting = [data]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting.extend(value)
+        elif isinstance(value, dict) and value.get("_placeholder"):
+            yield value["num"]
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
 
 
 def _auth(connection: Connection, packet: Packet, data: str | bytes) -> Any:

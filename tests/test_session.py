@@ -356,6 +356,25 @@ def test_a_full_queue_rejects() -> None:
     assert world.session.open_commands == 2
 
 
+def test_a_device_that_comes_back_is_not_drowned_in_what_was_held() -> None:
+    """The node itself would close it as slow for what it piled up."""
+    world = World(max_emitted_bytes=1000)
+    for _ in range(4):
+        world.send(size_bytes=600)
+    world.send(size_bytes=5000)
+    world.attach()
+    assert world.emits == [1]
+    for emit_id in range(1, 5):
+        world.ack(emit_id)
+        assert world.emits == [emit_id + 1]
+    world.ack(5)
+    assert world.session.open_commands == 0
+    world.send(size_bytes=600)
+    world.lose()
+    world.attach(2)
+    assert world.emits == [7], "what a lost socket had counts no longer"
+
+
 def test_a_redelivered_command_whose_outcome_is_known_is_answered_from_memory(world: World) -> None:
     world.attach()
     world.send(id="same")
@@ -463,6 +482,20 @@ def test_a_takeover_drops_the_socket_and_leaves_the_answers_to_the_new_owner(wor
     assert world.session.open_commands == 0
     assert world.session.deadline is None
     assert presence(world.effects) == []
+
+
+def test_an_outcome_that_may_not_have_left_with_the_link_is_said_again(world: World) -> None:
+    """The link was cut, and another node has the device: nobody else would say it."""
+    world.attach()
+    world.send("restart_device")
+    world.send("bind_class", qos=0)
+    world.send("bind_class")
+    world.tell(f.LinkLost())
+    world.lose()
+    assert world.outcomes == [("c1", "lost"), ("c2", "lost"), ("c3", "queued")]
+    world.tell(f.Moved())
+    assert world.outcomes == [("c1", "lost"), ("c2", "lost")]
+    assert all(publish.token is None for publish in world.publishes())
 
 
 def test_a_device_event_goes_to_its_own_topic(world: World) -> None:

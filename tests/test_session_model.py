@@ -39,6 +39,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.settled: Counter[int] = Counter()
         self.broker_has: set[int] = set()  # deliveries without PUBACK that the broker remembers
         self.waiting: dict[int, int | None] = {}  # token → delivery that it may settle
+        self.unconfirmed: dict[str, str] = {}  # final outcomes that the broker has not answered for
         self.refused: set[str] = set()
         self.confirmed: set[str] = set()  # commands whose final outcome the broker has
         self.outcome_of: dict[int, str] = {}
@@ -82,10 +83,15 @@ class SessionMachine(RuleBasedStateMachine):
             self.said_online = msgspec.json.decode(effect.message.payload)["online"]
         if effect.token is not None:
             assert effect.token not in self.waiting
+            if outcome is not None:
+                self.unconfirmed[outcome.id] = outcome.status
             self.waiting[effect.token] = None
             if outcome is not None:
                 self.outcome_of[effect.token] = outcome.id
         again = outcome is not None and (outcome.error or "").startswith("the broker refused")
+        if effect.token is None and self.moved and outcome is not None and outcome.id in self.unconfirmed:
+            assert outcome.status == self.unconfirmed.pop(outcome.id), "said again, and not the same"
+            return
         if outcome is not None and outcome.final and not outcome.late and not again:
             self.finals[outcome.id] += 1
             assert self.finals[outcome.id] == 1, "two final outcomes"
@@ -172,6 +178,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     def confirm(self, token: int) -> None:
         del self.waiting[token]
+        self.unconfirmed.pop(self.outcome_of.get(token, ""), None)
         self.confirmed.add(self.outcome_of.get(token, ""))
         self.tell(f.Published(token))
 

@@ -16,7 +16,6 @@ class CloseReason(StrEnum):
     TRANSPORT_ERROR = "transport-error"
     SLOW = "slow"
     MALFORMED = "malformed"
-    FLOODING = "flooding"
     REPLACED = "replaced"
     SHUTDOWN = "shutdown"
     UNAUTHENTICATED = "unauthenticated"

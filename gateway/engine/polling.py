@@ -1,6 +1,7 @@
 """HTTP long polling on aiohttp: polls, POSTs, and the shape of every response."""
 
 import asyncio
+import sys
 from typing import Final
 
 from aiohttp import web
@@ -18,6 +19,7 @@ FORBIDDEN: Final = (4, "Forbidden")
 UNSUPPORTED_VERSION: Final = (5, "Unsupported protocol version")
 UNAVAILABLE: Final = (6, "Too many handshakes")  # ours; the others are those of engine.io lib/server.ts
 
+STRANGER_BYTES: Final = 65_536  # of a POST of a session that nobody has admitted: it says who it is, and no more
 _STATUS: Final = {FORBIDDEN: 403, UNAVAILABLE: 503}
 
 
@@ -99,7 +101,8 @@ async def take_post(request: web.Request, connection: Connection, options: Engin
 async def _receive_all(request: web.Request, connection: Connection, options: EngineOptions) -> None:
     # A device that is still busy with one POST cannot answer a heartbeat: that bounds the body in time.
     async with asyncio.timeout(options.ping_interval_s + options.ping_timeout_s):
-        body = await _read_body(request, options.max_payload_bytes)
+        stranger = not connection.session.admitted
+        body = await _read_body(request, min(options.max_payload_bytes, STRANGER_BYTES if stranger else sys.maxsize))
     if connection.session.closed is not None:
         raise ConnectionResetError("closed meanwhile")
     content_type = request.headers.get("Content-Type", "")  # aiohttp takes a missing one for binary

@@ -175,14 +175,14 @@ async def test_a_device_that_acks_twice_or_something_unknown(node: Node, api: Se
     "frame",
     [
         *("2", "2[]", "2[5]", "2{}", '2["a"', "3[]", "9", "x", "5-[]", "2" * 10_000, '2["a",' + "[" * 50_000),
-        *("31", "", '2/other,["a"]', "51-[]"),  # harmless: an ack of nothing, another namespace, half of a packet
+        *("31", "", '2/other,["a"]'),  # harmless: an ack of nothing, another namespace
     ],
     ids=lambda frame: frame[:12],
 )
 async def test_a_packet_that_is_none_closes_its_sender_alone(node: Node, frame: str) -> None:
     async with device(node, "AC1", transports=["websocket"]) as plate:
         await plate.client.eio.send(frame)
-        if frame not in ("31", "", '2/other,["a"]', "51-[]"):
+        if frame not in ("31", "", '2/other,["a"]'):
             await asyncio.wait_for(plate.gone.wait(), WAIT_S)
 
 

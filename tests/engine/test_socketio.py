@@ -190,7 +190,10 @@ BAD_PACKETS = {
     "too many attachments": f'45{MAX_ATTACHMENTS + 1}-["message"]',
     "text instead of an attachment": '451-["message",{"_placeholder":true,"num":0}]|42["message"]',
     "ack without an id": "43[]",
-    "error to a server": '44{"message":"x"}',
+    "one attachment in many places": '451-["message",{"_placeholder":true,"num":0},[{"_placeholder":true,"num":0}]]',
+    "an attachment that has no place": '452-["message",{"a":{"_placeholder":true,"num":0}}]',
+    "the place of no attachment": '451-["message",{"_placeholder":true,"num":1}]',
+    "an error to a server": '44{"message":"x"}',
 }
 
 
