@@ -4,7 +4,7 @@ import fcntl
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,25 +37,26 @@ def read(path: Path) -> dict[str, str]:
     return hashes
 
 
-def put(path: Path, serial: str, hashed: str) -> None:
-    """Replace the line of a serial, or append one; makes the file if there is none. Raises OSError, ValueError."""
+def put(path: Path, hashes: Mapping[str, str]) -> None:
+    """Replace the lines of these serials, or append them; makes a missing file. Raises OSError, ValueError."""
     with _alone(path):
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
-        _replace(path, [*_without(lines, serial), f"{serial}:{hashed}"])
+        added = [f"{serial}:{hashed}" for serial, hashed in hashes.items()]
+        _replace(path, [*_without(lines, hashes), *added])
 
 
 def remove(path: Path, serial: str) -> bool:
     """Drop the line of a serial; return whether there was one. Raises OSError, ValueError."""
     with _alone(path):
         lines = path.read_text("utf-8").splitlines()
-        kept = _without(lines, serial)
+        kept = _without(lines, {serial})
         if len(kept) < len(lines):
             _replace(path, kept)
     return len(kept) < len(lines)
 
 
-def _without(lines: list[str], serial: str) -> list[str]:
-    return [line for line in lines if line.partition(":")[0].strip() != serial]
+def _without(lines: list[str], serials: Container[str]) -> list[str]:
+    return [line for line in lines if line.partition(":")[0].strip() not in serials]
 
 
 @contextmanager

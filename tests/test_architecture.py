@@ -38,7 +38,10 @@ CORES = {
     "gateway.mqtt.session",
 }
 SETTINGS = "gateway.config"  # frozen data to everyone; knows the name of its host
-TOPS = {"gateway.app", "gateway.demo", "gateway.__main__"}  # they wire the rest; every other module is an edge
+TOPS = {"gateway.app", "gateway.demo", "gateway.__main__"}
+TOPS |= {
+    name for name in MODULES if name.startswith("gateway.cli")
+}  # they wire the rest; every other module is an edge
 IMPURE = {"asyncio", "concurrent", "logging", "random", "secrets", "select", "selectors", "signal", "socket"}
 IMPURE |= {"subprocess", "threading", "time", "aiohttp", "aiomqtt", "engineio", "paho", "socketio", "uvloop"}
 

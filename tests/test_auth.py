@@ -146,9 +146,9 @@ async def test_a_changed_file_counts_at_once(tmp_path: Path) -> None:
     path = keys(tmp_path, "")
     file = FileAuthenticator.load(path, PEPPER)
     assert await file.check(DeviceKey("s1", "k")) is Verdict.DENIED
-    keyfile.put(path, "s1", hash_key("s1", "k", PEPPER))
+    keyfile.put(path, {"s1": hash_key("s1", "k", PEPPER)})
     assert await file.check(DeviceKey("s1", "k")) is Verdict.ACCEPTED
-    keyfile.put(path, "s1", hash_key("s1", "new", PEPPER))
+    keyfile.put(path, {"s1": hash_key("s1", "new", PEPPER)})
     assert await file.check(DeviceKey("s1", "k")) is Verdict.DENIED
     assert await file.check(DeviceKey("s1", "new")) is Verdict.ACCEPTED
     assert keyfile.remove(path, "s1")

@@ -57,6 +57,11 @@ def test_version() -> None:
         (["demo"], "gateway demo --seconds 10"),
         (["call"], "gateway call AC4178234411 device_status"),
         (["call"], "--qos 1 --ttl 60"),
+        (["call"], "gateway call --online device_status --json"),
+        (["watch"], "gateway watch --serial"),
+        (["presence"], "gateway presence --follow"),
+        (["devices", "import"], "gateway devices import --file"),
+        (["devices", "rotate"], "gateway devices rotate --file"),
         (["simulate"], "gateway simulate --url"),
         (["devices", "add"], "gateway devices add --file"),
     ],
@@ -167,6 +172,10 @@ def test_serve_does_not_show_a_password() -> None:
         (["S1", "text_stop", "{id: 7}"], "JSON: "),
         (["S1", "text_stop", "--mqtt", "localhost"], "--mqtt: expected mqtt://"),
         (["S 1", "text_stop"], "cannot call S 1: "),
+        (["S1"], "expected SERIAL[,SERIAL]... EVENT [JSON]; "),
+        (["--online", "S1", "text_stop", "{}"], "expected EVENT [JSON]; "),
+        (["--online", "--from-file", "x", "text_stop"], "expected --online or --from-file"),
+        (["--from-file", "/dev/null", "text_stop"], "--from-file: /dev/null: has no serial"),
     ],
 )
 def test_call_refuses_what_it_cannot_send(args: list[str], problem: str) -> None:
@@ -313,3 +322,26 @@ def test_demo_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(main, ["demo"])
     hint = "pip install 'socketio-mqtt-gateway[demo]'"
     assert (done.exit_code, done.stderr) == (2, f"the demo needs rich, which is not installed: {hint}\n")
+
+
+def test_devices_import_adds_all_or_none(tmp_path: Path) -> None:
+    path, table = tmp_path / "devices", tmp_path / "plates.csv"
+    path.write_text(f"# hall\n{entry('AC1', 'old')}\n")
+    table.write_text("AC1,new\nAC2\n\na/b,key\nAC1,again\n")
+    done = gateway("devices", "import", "--file", path, table, environ=PEPPER)
+    problems = [f"{table}:2: expected SERIAL,KEY", f"{table}:4: expected SERIAL,KEY", f"{table}:5: AC1 is there twice"]
+    assert (done.returncode, done.stderr.splitlines()) == (2, problems)
+    assert path.read_text() == f"# hall\n{entry('AC1', 'old')}\n"
+    done = gateway("devices", "import", "--file", path, "-", environ=PEPPER, stdin='AC1,new\nAC2,"a,b"\n')
+    assert (done.returncode, done.stdout) == (0, f"{path}: 2 devices may connect\n")
+    assert path.read_text().splitlines() == ["# hall", entry("AC1", "new"), entry("AC2", "a,b")]
+
+
+def test_devices_rotate_prints_the_new_key(tmp_path: Path) -> None:
+    path = tmp_path / "devices"
+    assert add(path, "AC1", "old").returncode == 0
+    done = gateway("devices", "rotate", "--file", path, "AC1", environ=PEPPER)
+    assert done.returncode == 0
+    assert path.read_text() == entry("AC1", done.stdout.strip()) + "\n"
+    done = gateway("devices", "rotate", "--file", path, "AC2", environ=PEPPER)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)

@@ -1,7 +1,10 @@
 """`Fleet` on a real broker, with a gateway played by an independent MQTT client."""
 
+import ast
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from paho.mqtt.properties import Properties
 
 from gateway.addresses import BrokerUrl
 from gateway.brokers import BrokerUnavailable, LocalBroker, local_broker
-from gateway.client import Disconnected, Fleet, NoOutcome
+from gateway.client import CallOutcome, DeviceEvent, Disconnected, Fleet, NoOutcome, NotAcked
 from gateway.topics import NodeStatus, Outcome, Presence
 
 SERIAL = "AC4178234415"
@@ -45,7 +48,7 @@ async def gateway(broker: LocalBroker) -> AsyncIterator[aiomqtt.Client]:
 async def fleet(broker: LocalBroker) -> AsyncIterator[Fleet]:
     async with Fleet(broker.url) as connected:
         yield connected
-        assert not connected._calls  # no call is left behind
+        assert not len(connected._calls)  # no call is left behind
 
 
 async def received(gateway: aiomqtt.Client) -> aiomqtt.Message:
@@ -77,7 +80,7 @@ async def test_a_call_returns_the_final_outcome(fleet: Fleet, gateway: aiomqtt.C
         ack = {"ack": True, "status": "on"}
         await answer(gateway, command, data=ack, attempts=1, maybe_delivered=True, latency_ms=1.5, node="gw")
     outcome = call.result()
-    assert outcome == Outcome(outcome.id, SERIAL, "device_status", "acked", True, ack, None, 1, True, 1.5, "gw")
+    assert outcome == CallOutcome(outcome.id, SERIAL, "device_status", "acked", True, ack, None, 1, True, 1.5, "gw")
     assert outcome.id
 
 
@@ -175,18 +178,199 @@ async def test_garbage_in_the_inbox_is_left_aside(garbage: bytes, fleet: Fleet, 
     assert call.result().status == "acked"
 
 
-async def test_a_lost_connection_fails_every_call(broker: LocalBroker, fleet: Fleet, gateway: aiomqtt.Client) -> None:
-    calls = [asyncio.create_task(fleet.call(SERIAL, "device_status", qos=qos)) for qos in (0, 1)]
+async def test_a_lost_connection_fails_what_is_now_or_never(
+    broker: LocalBroker, fleet: Fleet, gateway: aiomqtt.Client
+) -> None:
+    calls = [asyncio.create_task(fleet.call(SERIAL, "device_status", qos=qos, timeout_s=1)) for qos in (0, 1)]
     for _ in calls:
         await received(gateway)
     await broker.kill()
-    for call in calls:
-        with pytest.raises(Disconnected):
-            await call
+    with pytest.raises(Disconnected):
+        await calls[0]
+    assert not calls[1].done()
     with pytest.raises(Disconnected):
         await fleet.call(SERIAL, "device_status")
+    with pytest.raises(NoOutcome):
+        await calls[1]
     with pytest.raises(aiomqtt.MqttError):  # the fixture's client is lost as well
         await received(gateway)
+
+
+async def test_a_handle_tells_that_it_is_queued_and_how_it_ends(fleet: Fleet, gateway: aiomqtt.Client) -> None:
+    sent = await fleet.send(SERIAL, "bind_class", {"id": 1}, ttl_s=60)
+    command = await received(gateway)
+    assert (command.qos, dict(property_of(command, "UserProperty"))["id"]) == (1, sent.id)
+    await answer(gateway, command, "queued", final=False)
+    assert (await sent.queued()).status == "queued"
+    assert not sent.done
+    await answer(gateway, command, "expired")
+    outcome = await sent.outcome()
+    with pytest.raises(NotAcked, match=f"{SERIAL} bind_class: expired") as refused:
+        outcome.raise_for_status()
+    assert refused.value.outcome is outcome
+
+
+async def test_a_handle_that_nobody_awaits_ends(fleet: Fleet, gateway: aiomqtt.Client) -> None:
+    sent = await fleet.send(SERIAL, "bind_class", {"id": 1}, ttl_s=60, timeout_s=0.3)
+    await asyncio.wait({sent.final})
+    assert not len(fleet._calls)
+
+
+async def test_a_cancelled_call_is_forgotten(fleet: Fleet, gateway: aiomqtt.Client) -> None:
+    call = asyncio.create_task(fleet.call(SERIAL, "device_status", qos=1))
+    await received(gateway)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert not len(fleet._calls)
+
+
+async def test_many_calls_and_how_each_ended(fleet: Fleet, gateway: aiomqtt.Client) -> None:
+    """At most `concurrency` at once: the third is sent when one of two has ended."""
+
+    async def answers() -> None:
+        for n in range(3):
+            command = await received(gateway)
+            if n:
+                await answer(gateway, command, "acked" if n == 1 else "offline")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(answers())
+        many = fleet.call_many(["S0", "S1", "S2"], "device_status", concurrency=2, timeout_s=0.5)
+        ended = {called.serial: called async for called in many}
+    assert {serial: called.status for serial, called in ended.items()} == {
+        "S0": "no_outcome",
+        "S1": "acked",
+        "S2": "offline",
+    }
+    assert ended["S1"].raise_for_status().serial == "S1"
+    with pytest.raises(NoOutcome):
+        ended["S0"].raise_for_status()
+    with pytest.raises(NotAcked):
+        ended["S2"].raise_for_status()
+
+
+async def test_many_calls_that_are_abandoned_leave_nothing(fleet: Fleet, gateway: aiomqtt.Client) -> None:
+    many = fleet.call_many([f"S{n}" for n in range(50)], "device_status", concurrency=10)
+    first = asyncio.ensure_future(anext(many))
+    await answer(gateway, await received(gateway))
+    assert (await first).status == "acked"
+    await many.aclose()
+    assert not len(fleet._calls)
+
+
+async def emit(
+    gateway: aiomqtt.Client, topic: str, body: bytes, *, args: int | None = None, content_type: str | None = None
+) -> None:
+    """Publish an event as the gateway does."""
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if args is not None:
+        properties.UserProperty = [("args", str(args))]
+    if content_type is not None:
+        properties.ContentType = content_type
+    await gateway.publish(f"gw/v1/devices/{topic}", body, qos=1, properties=properties)
+
+
+@pytest.mark.parametrize(
+    ("serial", "event", "seen"),
+    [(None, None, 5), ("S1", None, 4), (None, "hello/you", 2), ("S1", "hello/you", 1), ("S3", None, 0)],
+)
+async def test_events_of_devices(
+    serial: str | None, event: str | None, seen: int, fleet: Fleet, gateway: aiomqtt.Client
+) -> None:
+    events: list[DeviceEvent] = []
+
+    everything = [
+        ("S1/events/hello%2Fyou", b'{"n":1}', {}),
+        ("S2/events/hello%2Fyou/q1", b"", {}),
+        ("S1/events/two", b"[1,2]", {"args": 2}),
+        ("S1/events/list", b"[1,2]", {}),
+        ("S1/events/raw", b"\x00\xff", {"content_type": "application/octet-stream"}),
+    ]
+    stream = fleet.events(serial, event)
+    first = asyncio.ensure_future(anext(stream))
+    level, who = (event or "ready").replace("/", "%2F"), serial or "S1"
+    while not first.done():  # it does not say when it has subscribed
+        await emit(gateway, f"{who}/events/{level}/mark", b"")
+        await asyncio.wait({first}, timeout=0.1)
+    for topic, body, options in everything:
+        await emit(gateway, topic, body, **options)  # type: ignore[arg-type]
+    await emit(gateway, "garbage/events/a/b/c", b"")
+    await emit(gateway, f"{who}/events/{level}", b"{bad")
+    await emit(gateway, f"{who}/events/{level}/end", b"")
+    async for found in stream:
+        if found.question == "end":
+            break
+        if found.question != "mark":
+            events.append(found)
+    await stream.aclose()
+    known = [
+        DeviceEvent("S1", "hello/you", ({"n": 1},)),
+        DeviceEvent("S2", "hello/you", (), "q1"),
+        DeviceEvent("S1", "two", (1, 2)),
+        DeviceEvent("S1", "list", ([1, 2],)),
+        DeviceEvent("S1", "raw", (b"\x00\xff",)),
+    ]
+    expected = [one for one in known if serial in (None, one.serial) and event in (None, one.event)]
+    assert events == expected
+    assert len(events) == seen
+
+
+async def test_closing_the_fleet_ends_its_events(broker: LocalBroker) -> None:
+    async with Fleet(broker.url) as fleet:
+        ending = asyncio.create_task(anext(aiter(fleet.events()), None))
+        await asyncio.sleep(0)
+    assert await ending is None
+
+
+async def test_questions_are_answered(broker: LocalBroker, gateway: aiomqtt.Client) -> None:
+    fleet = Fleet(broker.url)
+
+    @fleet.answer("what_time")
+    async def what_time(question: DeviceEvent) -> dict[str, Any]:
+        return {"time": question.payload["zone"]}
+
+    @fleet.answer("fails")
+    async def fails(question: DeviceEvent) -> None:
+        raise ValueError("no idea")
+
+    await gateway.subscribe("gw/v1/devices/+/replies/#", qos=1)
+    async with fleet:
+        await emit(gateway, f"{SERIAL}/events/what_time/q1", b'{"zone":"UTC"}')
+        reply = await received(gateway)
+        assert (reply.topic.value, reply.payload) == (f"gw/v1/devices/{SERIAL}/replies/what_time/q1", b'{"time":"UTC"}')
+        await emit(gateway, f"{SERIAL}/events/fails/q2", b"")
+        reply = await received(gateway)
+        assert (reply.topic.value, reply.payload) == (
+            f"gw/v1/devices/{SERIAL}/replies/fails/q2",
+            b'{"ack":false,"error_msg":"no idea"}',
+        )
+        with pytest.raises(RuntimeError, match="before"):
+            fleet.answer("late")
+
+
+async def test_presence_is_a_live_map(fleet: Fleet, gateway: aiomqtt.Client) -> None:
+    await retain(gateway, "devices/S1/presence", Presence(True, "gw-1"))
+    await retain(gateway, "devices/S2/presence", Presence(False, "gw-1"))
+    await retain(gateway, "devices/S3/presence", b"garbage")
+    async with fleet.presence() as devices:
+        assert dict(devices) == {"S1": Presence(True, "gw-1"), "S2": Presence(False, "gw-1")}
+        assert devices.online() == ["S1"]
+        await retain(gateway, "devices/S2/presence", Presence(True, "gw-2"))
+        assert await anext(aiter(devices.changes())) == ("S2", Presence(True, "gw-2"))
+        assert devices["S2"].node == "gw-2"
+
+
+def test_it_imports_nothing_of_the_server() -> None:
+    """A service that calls devices does not load, or even have to install, what only the server needs."""
+    server = ("aiohttp", "socketio", "engineio", "uvloop", "mqtt5", "prometheus_client", "click", "rich")
+    script = f"import sys, gateway.client; print([m for m in {server!r} if m in sys.modules])"
+    script += "; print(sorted(m for m in sys.modules if m.startswith('gateway.')))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy, ours = map(ast.literal_eval, done.stdout.splitlines())
+    assert heavy == []
+    own = {"gateway.addresses", "gateway.topics", "gateway.client"}
+    assert {name for name in ours if not name.startswith("gateway.fleet")} == own
 
 
 async def test_closing_the_fleet_fails_its_calls(broker: LocalBroker, gateway: aiomqtt.Client) -> None:

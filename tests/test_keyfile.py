@@ -23,7 +23,7 @@ def test_reads_serials_in_order(tmp_path: Path) -> None:
 
 def test_changing_one_line_keeps_the_others(tmp_path: Path) -> None:
     path = keys(tmp_path, f"# hall\nAC1:{HASH}\nAC11:{HASH}")
-    keyfile.put(path, "AC1", HASH[::-1])
+    keyfile.put(path, {"AC1": HASH[::-1]})
     assert path.read_text() == f"# hall\nAC11:{HASH}\nAC1:{HASH[::-1]}\n"
     assert keyfile.remove(path, "AC11")
     assert path.read_text() == f"# hall\nAC1:{HASH[::-1]}\n"
@@ -35,7 +35,7 @@ def test_devices_added_at_once_are_all_kept(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     serials = [f"AC{number}" for number in range(100)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda serial: keyfile.put(path, serial, HASH), serials))
+        list(pool.map(lambda serial: keyfile.put(path, {serial: HASH}), serials))
     assert sorted(keyfile.read(path)) == sorted(serials)
 
 

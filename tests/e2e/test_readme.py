@@ -111,19 +111,24 @@ async def test_the_shell_asks_with_the_clients_of_mosquitto(broker: LocalBroker,
 
 
 async def test_the_program_of_a_service(broker: LocalBroker, node: Node) -> None:
-    async with simulated(node), running(*python("Fleet", broker)) as program:
+    async with simulated(node), running(*python("on_queued", broker)) as program:
         assert await line(program) == "acked {'ack': True, 'status': 'on'}"
         assert (await line(program)).startswith(("acked", "held for"))
 
 
-async def test_the_program_that_replies(broker: LocalBroker, node: Node, api: Service) -> None:
-    async with running(*python("replies", broker)) as program, device(node, SERIAL) as plate:
+async def test_the_program_that_replies(broker: LocalBroker, node: Node) -> None:
+    async with running(*python("fleet.answer", broker)) as program, device(node, SERIAL) as plate:
         seen = asyncio.create_task(line(program))
         while not seen.done():  # it does not say when it has subscribed
             await plate.client.emit("hello", {"n": 1})
             await asyncio.wait({seen}, timeout=0.1)
-        assert seen.result() == f"{SERIAL} hello b'{{\"n\":1}}'"
+        assert seen.result() == f"{SERIAL} hello {{'n': 1}}"
         assert await plate.client.call("question", {"n": 2}, timeout=int(WAIT_S)) == {"ok": True}
+
+
+async def test_the_program_with_nothing_but_mqtt_5(broker: LocalBroker, node: Node) -> None:
+    async with simulated(node), running(*python("ResponseTopic", broker)) as program:
+        assert (await line(program)).startswith("b'1' b'{")
 
 
 async def test_the_device_in_javascript(node: Node, api: Service) -> None:

@@ -1,0 +1,1 @@
+"""The commands, by subject; `gateway.__main__` puts them together."""

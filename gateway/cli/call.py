@@ -1,0 +1,203 @@
+"""`call`: sends a command to one device or many, and tells how each ended."""
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from gateway.cli.options import AS_JSON, BROKER, FILE, POSITIVE, PREFIX, Refused, check_broker
+
+if TYPE_CHECKING:
+    from gateway.client import Called, Fleet
+
+
+class Command(NamedTuple):
+    """What to send, and how."""
+
+    event: str
+    payload: Any
+    qos: int
+    ttl_s: float | None
+    timeout_s: float
+
+
+@click.command()
+@click.argument("words", metavar="SERIAL[,SERIAL]... EVENT [JSON]", nargs=-1)
+@click.option("--online", is_flag=True, help="Every device that is connected; leave SERIAL out.")
+@click.option("--from-file", "source", metavar="PATH", type=FILE, help="The serials, one a line; leave SERIAL out.")
+@BROKER
+@PREFIX
+@click.option(
+    "--qos",
+    metavar="0|1",
+    type=click.IntRange(0, 1),
+    default=0,
+    show_default=True,
+    help="0: now or never. 1: held while the device is away.",
+)
+@click.option("--ttl", "ttl_s", metavar="S", type=POSITIVE, help="How long it is worth delivering.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    metavar="S",
+    type=POSITIVE,
+    default=15.0,
+    show_default=True,
+    help="How long to wait for each outcome.",
+)
+@click.option(
+    "--concurrency", metavar="N", type=click.IntRange(min=1), default=100, show_default=True, help="So many at once."
+)
+@AS_JSON
+def call(
+    words: tuple[str, ...],
+    online: bool,
+    source: Path | None,
+    url: str,
+    prefix: str,
+    qos: int,
+    ttl_s: float | None,
+    timeout_s: float,
+    concurrency: int,
+    as_json: bool,
+) -> None:
+    """Send a command to devices, print the outcomes.
+
+    The outcome of one device is printed as JSON; that it is queued is told on stderr. Of several devices
+    those that did not ack are printed, one a line, and then a summary; with --json each outcome.
+    A password in --mqtt is visible to every user of the machine: put the URL into GATEWAY_MQTT_URL.
+
+    Exit status 0 if every device acked, 1 if one did not or nothing was heard, 2 if it cannot be sent.
+
+    \b
+    gateway call AC4178234411 device_status
+    gateway call AC4178234411 class:update '{"class_id": 7}' --qos 1 --ttl 60 --timeout 70
+    gateway call AC4178234411,AC4178234412 text_stop '{"stop": true}'
+    gateway call --online device_status --json
+    gateway call --from-file serials.txt upgrade_watcher "$(cat upgrade.json)" --qos 1 --timeout 600
+    """
+    serials, event, payload = _read(words, online=online, source=source)
+    command = Command(event, _argument(payload), qos, ttl_s, timeout_s)
+    check_broker(url)
+
+    from gateway.client import Fleet
+
+    async def send() -> bool:
+        async with Fleet(url, prefix=prefix) as fleet:
+            if len(serials) == 1 and not online and source is None:
+                return await _one(fleet, serials[0], command)
+            if online:
+                async with fleet.presence() as devices:
+                    serials[:] = sorted(devices.online())
+            return await _many(fleet, serials, command, concurrency, as_json=as_json)
+
+    try:
+        acked = asyncio.run(send())
+    except (OSError, ValueError) as error:
+        raise Refused(f"cannot call {','.join(serials[:3]) or 'anybody'}: {error}") from None
+    sys.exit(0 if acked else 1)
+
+
+def _read(words: tuple[str, ...], *, online: bool, source: Path | None) -> tuple[list[str], str, str | None]:
+    """Which serials, which event, and the JSON."""
+    if online and source is not None:
+        raise Refused("expected --online or --from-file, not both")
+    chosen = online or source is not None
+    expected = "EVENT [JSON]" if chosen else "SERIAL[,SERIAL]... EVENT [JSON]"
+    most = 2 if chosen else 3
+    if not most - 1 <= len(words) <= most:
+        raise Refused(f"expected {expected}; `gateway call --help` has examples")
+    event, payload = words[most - 2], words[most - 1] if len(words) == most else None
+    if source is not None:
+        return _serials(source), event, payload
+    return [] if online else words[0].split(","), event, payload
+
+
+def _serials(source: Path) -> list[str]:
+    try:
+        lines = source.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"--from-file: {source}: cannot be read: {getattr(error, 'strerror', error)}") from None
+    serials = [serial for line in lines if (serial := line.partition("#")[0].strip())]
+    if not serials:
+        raise Refused(f"--from-file: {source}: has no serial, expected one a line")
+    return serials
+
+
+def _argument(payload: str | None) -> Any:
+    import msgspec
+
+    try:
+        return None if payload is None else msgspec.json.decode(payload)
+    except ValueError as error:
+        raise Refused(f"JSON: {error}; quote it for the shell, as in '{{\"id\": 7}}'") from None
+
+
+async def _one(fleet: "Fleet", serial: str, command: Command) -> bool:
+    """Call one device, print its outcome or what explains that there is none, and return whether it acked."""
+    from gateway.client import NoOutcome
+
+    event, payload, qos, ttl_s, timeout_s = command
+    try:
+        outcome = await fleet.call(
+            serial, event, payload, qos=qos, ttl_s=ttl_s, timeout_s=timeout_s, on_queued=lambda o: _print(o, err=True)
+        )
+    except NoOutcome:
+        click.echo(f"no outcome within {timeout_s:g} s: {await fleet.why_silent(serial)}", err=True)
+        return False
+    _print(outcome)
+    return outcome.status == "acked"
+
+
+async def _many(fleet: "Fleet", serials: list[str], command: Command, concurrency: int, *, as_json: bool) -> bool:
+    """Call many devices, print how each ended, and return whether there were any and all acked."""
+    event, payload, qos, ttl_s, timeout_s = command
+    statuses: Counter[str] = Counter()
+    with _progress(len(serials)) as advance:
+        async for called in fleet.call_many(
+            serials, event, payload, concurrency=concurrency, qos=qos, ttl_s=ttl_s, timeout_s=timeout_s
+        ):
+            statuses[called.status] += 1
+            if as_json:
+                _print(called.outcome or {"serial": called.serial, "event": event, "status": called.status})
+            elif called.status != "acked":
+                click.echo(_line(called))
+            advance()
+    ranked = sorted(statuses.items(), key=lambda item: (-item[1], item[0]))
+    summary = ", ".join(f"{number} {status}" for status, number in ranked)
+    click.echo(summary or "no device is connected", err=as_json or not serials)
+    return bool(serials) and statuses["acked"] == len(serials)
+
+
+def _line(called: "Called") -> str:
+    error = called.outcome.error if called.outcome else None
+    return f"{called.serial}  {called.status}{f': {error}' if error else ''}"
+
+
+def _print(outcome: Any, *, err: bool = False) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.encode(outcome).decode(), err=err)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], object]]:
+    """A bar on stderr if that is a terminal, of rich if it is installed; yields what advances it by one."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ModuleNotFoundError:
+        with click.progressbar(length=total, file=sys.stderr) as plain:
+            yield lambda: plain.update(1)
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("calls", total=total)
+        yield lambda: bar.advance(task)

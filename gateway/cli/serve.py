@@ -1,0 +1,135 @@
+"""`serve`, `check` and `demo`: what runs a gateway."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from gateway.cli.options import FILE, POSITIVE, Refused
+
+if TYPE_CHECKING:
+    from gateway.config import Config
+
+
+@click.command()
+@click.option("--config", "path", type=FILE, help="TOML file; `gateway check --example` prints one.")
+@click.option("--listen", metavar="HOST:PORT", help="Where devices connect.  [default: 0.0.0.0:8080]")
+@click.option("--admin", metavar="HOST:PORT", help="Health and metrics.  [default: 127.0.0.1:9464]")
+@click.option("--mqtt", metavar="URL", help="mqtt://HOST:PORT, mqtts://HOST:PORT or mqtt+unix:///PATH.")
+@click.option("--node", metavar="NAME", help="A name that no other node has.  [default: gw- and the host]")
+@click.option("--auth", metavar="open|file:PATH|broker", help="Who checks the key of a device.")
+@click.option("--log-format", metavar="human|json", help="For people or for machines.")
+def serve(
+    path: Path | None,
+    listen: str | None,
+    admin: str | None,
+    mqtt: str | None,
+    node: str | None,
+    auth: str | None,
+    log_format: str | None,
+) -> None:
+    """Run a node until SIGTERM or Ctrl-C.
+
+    Flags override the environment (GATEWAY_MQTT_URL and so on), which overrides the file. A password in
+    --mqtt is visible to every user of the machine: prefer the environment or the file.
+
+    Exit status 0 after SIGTERM or Ctrl-C, 2 if it cannot serve as it is told to.
+
+    \b
+    gateway serve --mqtt mqtt://127.0.0.1:1883 --auth open
+    gateway serve --config gateway.toml --listen 0.0.0.0:8080 --log-format json
+    """
+    mode, colon, keys = (auth or "").partition(":")
+    flags = {
+        "devices.listen": listen,
+        "admin.listen": admin,
+        "mqtt.url": mqtt,
+        "node": node,
+        "auth.mode": mode if auth is not None else None,
+        "auth.file": keys if colon else None,
+        "log.format": log_format,
+    }
+    config = _load(path, {setting: value for setting, value in flags.items() if value is not None})
+
+    from gateway import app
+    from gateway.config import ConfigError
+
+    try:
+        app.run(config)
+    except ConfigError as error:  # a file of keys that cannot be read
+        raise Refused(str(error)) from None
+    except OSError as error:  # a port in use
+        raise Refused(f"cannot serve: {error}") from None
+
+
+@click.command()
+@click.option("--config", "path", type=FILE, help="TOML file; without one, the environment is checked.")
+@click.option("--example", is_flag=True, help="Print every setting with its default instead.")
+def check(path: Path | None, example: bool) -> None:
+    """Check a configuration and print every problem at once.
+
+    It is read as `serve` reads it, with the environment and the file of keys. Exit status 0 or 2.
+
+    \b
+    gateway check --config gateway.toml
+    gateway check --example > gateway.toml
+    """
+    if example:
+        from gateway import config
+
+        click.echo(config.example(), nl=False)
+        return
+    from gateway.auth import authenticator
+    from gateway.config import ConfigError
+
+    try:
+        authenticator(_load(path, {}).auth, os.environ)
+    except ConfigError as error:
+        raise Refused(str(error)) from None
+    click.echo(f"{path or 'the environment'}: ok")
+
+
+@click.command()
+@click.option("--seconds", metavar="S", type=POSITIVE, help="End by itself after so long, with a summary.")
+@click.option(
+    "--broker",
+    type=click.Choice(["auto", "mosquitto", "embedded"]),
+    default="auto",
+    show_default=True,
+    help="auto is mosquitto if it is installed.",
+)
+def demo(seconds: float | None, broker: Literal["auto", "mosquitto", "embedded"]) -> None:
+    """See it work: a broker, a gateway, devices and a service.
+
+    All of it runs on this machine and ends with Ctrl-C. Exit status 0 if every command got its final outcome
+    and one at least was acked, 1 if not, 2 if it cannot be set up.
+
+    \b
+    gateway demo
+    gateway demo --seconds 10 --broker embedded
+    """
+    try:
+        from gateway import demo as show
+
+        status = show.run(seconds, broker=broker)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("iotcore", "rich"):
+            raise
+        hint = "pip install 'socketio-mqtt-gateway[demo]'"
+        raise Refused(f"the demo needs {error.name}, which is not installed: {hint}") from None
+    sys.exit(status)
+
+
+def _load(path: Path | None, overrides: dict[str, str]) -> "Config":
+    """The configuration, or every problem on a line of its own and exit status 2; warnings either way."""
+    from gateway import config
+
+    try:
+        loaded = config.load(path, os.environ, overrides)
+    except config.ConfigError as error:
+        raise Refused("\n".join([*error.problems, *config.unknown_variables(os.environ)])) from None
+    for warning in config.unknown_variables(os.environ, loaded.auth.pepper_env):
+        click.echo(f"warning: {warning}", err=True)
+    return loaded
