@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from gateway import __version__
+from gateway import __version__, asyncapi_command
 
 if TYPE_CHECKING:
     from gateway.config import Config
@@ -379,6 +379,8 @@ def _load(path: Path | None, overrides: dict[str, str]) -> "Config":
         click.echo(f"warning: {warning}", err=True)
     return loaded
 
+
+main.add_command(asyncapi_command.asyncapi)
 
 if __name__ == "__main__":
     main(prog_name="gateway")
