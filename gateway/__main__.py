@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the answer is no, 2 the command cannot be carried out as 
 import click
 
 from gateway import __version__
+from gateway.cli.asyncapi import asyncapi
 from gateway.cli.call import call
 from gateway.cli.devices import devices
 from gateway.cli.serve import check, demo, serve
@@ -25,7 +26,7 @@ def main() -> None:
     """
 
 
-for command in (serve, check, demo, call, watch, presence, devices, simulate):
+for command in (serve, check, demo, call, watch, presence, devices, simulate, asyncapi):
     main.add_command(command)
 
 

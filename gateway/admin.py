@@ -3,6 +3,7 @@
 Decides nothing: readiness and metrics are the caller's. Not for the internet; it has no authentication.
 """
 
+import asyncio
 from collections.abc import Callable
 
 from aiohttp import web
@@ -14,6 +15,7 @@ socketio-mqtt-gateway
 /healthz  200 while the process answers
 /readyz   200 when devices can be served, 503 and the reasons when not
 /metrics  Prometheus or OpenMetrics text
+/asyncapi.yaml  the contract with services, as AsyncAPI 3.0
 """
 
 
@@ -25,8 +27,10 @@ def registry() -> CollectorRegistry:
     return fresh
 
 
-def application(readiness: Callable[[], list[str]], registry: CollectorRegistry) -> web.Application:
-    """The routes; `readiness` returns why the node is not ready, nothing when it is."""
+def application(
+    readiness: Callable[[], list[str]], registry: CollectorRegistry, contract: Callable[[], str]
+) -> web.Application:
+    """The routes; `readiness` returns why the node is not ready, nothing when it is; `contract` the AsyncAPI YAML."""
 
     async def index(_: web.Request) -> web.Response:
         return web.Response(text=INDEX)
@@ -41,6 +45,9 @@ def application(readiness: Callable[[], list[str]], registry: CollectorRegistry)
     async def metrics(request: web.Request) -> web.Response:
         return _exposition(registry, request.headers.get("Accept", ""))
 
+    async def asyncapi(_: web.Request) -> web.Response:
+        return web.Response(text=await asyncio.to_thread(contract), content_type="application/yaml")
+
     app = web.Application()
     app.add_routes(
         [
@@ -48,6 +55,7 @@ def application(readiness: Callable[[], list[str]], registry: CollectorRegistry)
             web.get("/healthz", healthz),
             web.get("/readyz", readyz),
             web.get("/metrics", metrics),
+            web.get("/asyncapi.yaml", asyncapi),
         ]
     )
     return app

@@ -7,17 +7,17 @@ import secrets
 import signal
 import ssl
 import sys
+from functools import cache
 from typing import Final
 
 import uvloop
 from aiohttp import web
 
-from gateway import __version__, admin, logs
+from gateway import __version__, admin, asyncapi, logs
 from gateway.addresses import BrokerUrl, Listen
 from gateway.auth import authenticator
-from gateway.catalog import Catalog
 from gateway.commands import CommandReader, Policy
-from gateway.config import Config
+from gateway.config import Config, catalog_of
 from gateway.delivery import Limits
 from gateway.device import LinkSettings, Surroundings
 from gateway.devices import Devices
@@ -48,7 +48,8 @@ class Gateway:
         self._adopting: asyncio.Task[None] | None = None
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
         registry = admin.registry()
-        metrics = Metrics(registry)
+        catalog = catalog_of(config.catalog)
+        metrics = Metrics(registry, catalog)
         links = _link_settings(config)
         rooms: Rooms[Socket] = Rooms()
         self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), metrics)
@@ -58,7 +59,8 @@ class Gateway:
         around = Surroundings(
             node=config.node,
             topics=topics,
-            reader=CommandReader(topics, Catalog(), _policy(config), lambda: secrets.token_hex(8)),
+            catalog=catalog,
+            reader=CommandReader(topics, catalog, _policy(config), lambda: secrets.token_hex(8)),
             limits=_limits(config),
             links=links,
             sockets=self._sockets,
@@ -68,7 +70,8 @@ class Gateway:
         self._devices = Devices(around, authenticator(config.auth, os.environ), own)
         metrics.devices.set_function(lambda: len(self._devices))
         self._door.serve(self._sockets, self._devices)
-        self._admin = admin.application(self._reasons, registry)
+        contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
+        self._admin = admin.application(self._reasons, registry, contract)
 
     @property
     def device_url(self) -> str:

@@ -61,7 +61,7 @@ class CommandReader:
                 name, id, bad_topic = _MALFORMED_EVENT, None, f"topic: {problem}"
         event = self._catalog[name]
         args, payload, bad_payload = self._payload(event, message)
-        timeout_s, bad_timeout = self._ack_timeout_s(message)
+        timeout_s, bad_timeout = self._ack_timeout_s(event, message)
         named, bad_id = self._id(id, message)
         answer, bad_answer = self._answer(self._topics.acks(serial, name, id), message)
         return Command(
@@ -70,11 +70,11 @@ class CommandReader:
             args=args,
             answer=answer,
             qos=message.qos,
-            lifetime_s=self._lifetime_s(message, payload, timeout_s, now),
+            lifetime_s=self._lifetime_s(event, message, payload, timeout_s, now),
             ack_timeout_s=timeout_s,
             delivery=delivery,
             duplicate=duplicate,
-            refusal=bad_topic or bad_payload or bad_timeout or bad_id or bad_answer,
+            refusal=bad_topic or self._catalog.refusal(name) or bad_payload or bad_timeout or bad_id or bad_answer,
             size_bytes=len(message.payload),
         )
 
@@ -95,13 +95,14 @@ class CommandReader:
             topic, problem = None, "Response Topic is not allowed"
         return Answer(acks, topic, message.correlation, traceparent), problem
 
-    def _ack_timeout_s(self, message: Message) -> tuple[float, str | None]:
+    def _ack_timeout_s(self, event: Event, message: Message) -> tuple[float, str | None]:
+        usual = self._policy.ack_timeout_s if event.ack_timeout_s is None else event.ack_timeout_s
         text = _property(message, "ack-timeout-ms")
         if text is None:
-            return self._policy.ack_timeout_s, None
+            return usual, None
         if text.isascii() and text.isdecimal() and len(text) <= 7 and 0 < int(text) <= MAX_ACK_TIMEOUT_MS:
             return int(text) / 1000, None
-        return self._policy.ack_timeout_s, f"user property ack-timeout-ms: expected 1 to {MAX_ACK_TIMEOUT_MS}"
+        return usual, f"user property ack-timeout-ms: expected 1 to {MAX_ACK_TIMEOUT_MS}"
 
     def _payload(self, event: Event, message: Message) -> tuple[Args, object, str | None]:
         if len(message.payload) > self._policy.max_payload_bytes:
@@ -115,14 +116,18 @@ class CommandReader:
             return (), None, f"payload: {problem}"
         return (msgspec.Raw(message.payload),) if message.payload else (), payload, None
 
-    def _lifetime_s(self, message: Message, payload: object, ack_timeout_s: float, now: datetime) -> float:
-        """DESIGN, section 4: Message Expiry, else `ended_at`, else the default; QoS 0 lives one ack timeout."""
+    def _lifetime_s(
+        self, event: Event, message: Message, payload: object, ack_timeout_s: float, now: datetime
+    ) -> float:
+        """DESIGN, section 4: Message Expiry, else `ended_at`, the event's, the default; QoS 0 lives one ack timeout."""
         if message.qos == 0:
             return ack_timeout_s
         if message.expiry_s is not None:
             return float(message.expiry_s)
         ends = ended_at(payload)
-        return self._policy.lifetime_s if ends is None else (ends - now).total_seconds()
+        if ends is not None:
+            return (ends - now).total_seconds()
+        return self._policy.lifetime_s if event.lifetime_s is None else event.lifetime_s
 
 
 def _reply(id: str, message: Message, delivery: int | None) -> Replied | str:

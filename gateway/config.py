@@ -17,6 +17,8 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin
 from msgspec import UNSET, Meta, Struct, convert, field, structs
 
 from gateway.addresses import BrokerUrl, Listen
+from gateway.catalog import Catalog
+from gateway.own_events import BadEvents, read_events
 
 FLAGS: Final = {  # which flag of the command line overrides which setting
     "node": "--node",
@@ -128,6 +130,13 @@ class Commands(Struct, frozen=True, forbid_unknown_fields=True):
     max_questions_per_device: Annotated[Count, _about("Questions of one device that wait for a reply")] = 64
 
 
+class CatalogSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The events that services and devices may use."""
+
+    unknown: Annotated[Literal["allow", "reject"], _about("Events that are not in the catalogue")] = "allow"
+    file: Annotated[str, _about("TOML with events of your own; none if empty")] = ""
+
+
 class RoomRule(Struct, frozen=True, forbid_unknown_fields=True):
     """Who may join the rooms whose name matches: `*` is anything, `{serial}` a device's serial."""
 
@@ -163,6 +172,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     mqtt: Mqtt = Mqtt()
     auth: Auth = Auth()
     commands: Commands = Commands()
+    catalog: CatalogSettings = CatalogSettings()
     rooms: Rooms = Rooms()
     log: Log = Log()
 
@@ -178,7 +188,18 @@ def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, nested beyond reason
         raise ConfigError([f"{path}: {error}"]) from None
-    return resolve(table, environ, overrides)
+    config = resolve(table, environ, overrides)
+    catalog_of(config.catalog)
+    return config
+
+
+def catalog_of(settings: CatalogSettings) -> Catalog:
+    """The protocol's events and the deployment's own. Raises ConfigError with every problem of the file."""
+    try:
+        own = read_events(Path(settings.file)) if settings.file else ()
+    except BadEvents as bad:
+        raise ConfigError(bad.problems) from None
+    return Catalog(own, rejects_unknown=settings.unknown == "reject")
 
 
 def resolve(table: Mapping[str, Any], environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:

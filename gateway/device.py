@@ -17,6 +17,7 @@ import msgspec
 
 from gateway import facts as f
 from gateway.addresses import BrokerUrl
+from gateway.catalog import Catalog
 from gateway.commands import CommandReader
 from gateway.delivery import Limits
 from gateway.engine.effects import CloseReason
@@ -79,6 +80,7 @@ class Surroundings(msgspec.Struct, frozen=True):
 
     node: str
     topics: Topics
+    catalog: Catalog
     reader: CommandReader
     limits: Limits
     links: LinkSettings
@@ -109,7 +111,9 @@ class Device:
         self._around = around
         self._gone = gone
         self._loop = asyncio.get_running_loop()
-        self._session = DeviceSession(serial, around.node, around.topics, around.limits, secrets.token_hex(4))
+        self._session = DeviceSession(
+            serial, around.node, around.topics, around.catalog, around.limits, secrets.token_hex(4)
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0  # uvloop's handles do not say, where the time has passed
         self._park: asyncio.TimerHandle | None = None

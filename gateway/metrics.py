@@ -1,11 +1,12 @@
 """Prometheus metrics, derived from facts and effects in this one place. Labels are closed sets, never a peer's text."""
 
+from collections.abc import Iterable
 from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from gateway import facts as f
-from gateway.catalog import EVENTS
+from gateway.catalog import EVENTS, Event
 from gateway.engine.effects import CloseReason
 
 STATUSES: Final = ("queued", "acked", "nacked", "timeout", "lost", "offline", "expired", "rejected")
@@ -15,10 +16,14 @@ SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2,
 
 
 class Metrics:
-    """The gateway's metrics in one registry."""
+    """The gateway's metrics in one registry.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        events = (*EVENTS, OTHER)
+    Args:
+        catalog: the events that are labels; any other is `other`.
+    """
+
+    def __init__(self, registry: CollectorRegistry, catalog: Iterable[Event] = EVENTS.values()) -> None:
+        events = (*(event.name for event in catalog), OTHER)
         commands = Counter("gateway_commands", "Commands received.", ["event"], registry=registry)
         self._commands = {event: commands.labels(event) for event in events}
         outcomes = Counter("gateway_outcomes", "Outcomes published.", ["event", "status"], registry=registry)
@@ -46,18 +51,17 @@ class Metrics:
         """Count one step of a device's session."""
         match fact:
             case f.Command():
-                self._commands[_label(fact.event.name)].inc()
+                self._commands[self._label(fact.event.name)].inc()
             case f.Emitted():
-                self._received[_label(fact.event)].inc()
+                self._received[self._label(fact.event)].inc()
         for effect in effects:
             match effect:
                 case f.Publish(outcome=outcome) if outcome is not None:
-                    self._outcomes[_label(outcome.event), outcome.status].inc()
+                    self._outcomes[self._label(outcome.event), outcome.status].inc()
                     if outcome.final and not outcome.late:
                         self._duration.observe(outcome.latency_ms / 1000)
                 case f.Ignore():
                     self._ignored[effect.what].inc()
 
-
-def _label(event: str) -> str:
-    return event if event in EVENTS else OTHER
+    def _label(self, event: str) -> str:
+        return event if event in self._commands else OTHER

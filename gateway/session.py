@@ -9,7 +9,7 @@ from collections import OrderedDict
 import msgspec
 
 from gateway import facts as f
-from gateway.catalog import EVENTS, Args
+from gateway.catalog import Args, Catalog
 from gateway.delivery import Deliveries, Limits
 from gateway.mqtt import Message
 from gateway.topics import BINARY_TYPE, JSON_TYPE, BadName, Presence, Topics
@@ -23,14 +23,15 @@ class DeviceSession:
     """
 
     __slots__ = (
-        "_deliveries", "_effects", "_limits", "_link_open", "_next_question", "_node", "_nonce", "_presence",
-        "_questions", "_serial", "_socket", "_topics",
+        "_catalog", "_deliveries", "_effects", "_limits", "_link_open", "_next_question", "_node", "_nonce",
+        "_presence", "_questions", "_serial", "_socket", "_topics",
     )  # fmt: skip
 
-    def __init__(self, serial: str, node: str, topics: Topics, limits: Limits, nonce: str) -> None:
+    def __init__(self, serial: str, node: str, topics: Topics, catalog: Catalog, limits: Limits, nonce: str) -> None:
         self._serial = serial
         self._node = node
         self._topics = topics
+        self._catalog = catalog
         self._limits = limits
         self._nonce = nonce
         self._effects: list[f.Effect] = []
@@ -157,6 +158,10 @@ class DeviceSession:
         if fact.ack_id is not None and len(self._questions) >= self._limits.max_questions:
             self._refuse(fact, "too many unanswered events")
             return
+        unknown = self._catalog.refusal(fact.event)
+        if unknown is not None:
+            self._refuse(fact, unknown)
+            return
         try:
             self._publish_event(fact, now)
         except BadName as problem:
@@ -180,8 +185,8 @@ class DeviceSession:
             self._next_question += 1
             self._questions[question] = (fact.ack_id, now + self._limits.reply_timeout_s)
         self._effects.append(f.Publish(message, droppable=True))
-        known = EVENTS.get(fact.event)
-        if known is not None and known.from_device:
+        event = self._catalog[fact.event]
+        if event.from_device and event.room:
             self._effects.append(f.Relay(fact.socket, self._serial, fact.event, message))
 
     def _refuse(self, fact: f.Emitted, problem: str) -> None:

@@ -122,6 +122,10 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
         pending: Pending = self._handle_ack(connection.sid, packet.namespace, packet.id, packet.data)
         return pending
 
+    def joined(self, connection: Connection) -> None:
+        """The peer joined a namespace: here that is enough for its connection to stay."""
+        connection.admit()
+
     # what is between python-socketio and the engine
 
     def _engineio_server_class(self) -> type[EngineServer]:
@@ -183,6 +187,12 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
         await super()._handle_eio_connect(eio_sid, environ)
         if self._revision(eio_sid) == 3:  # connected to `/` without asking
             await self._handle_connect(eio_sid, "/", None)
+
+    async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
+        await super()._handle_connect(eio_sid, namespace, data)
+        connection = self.eio.get(eio_sid)
+        if connection is not None and self.manager.sid_from_eio_sid(eio_sid, namespace or "/") is not None:
+            self.joined(connection)
 
     async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
         self._binary_packet.pop(eio_sid, None)

@@ -76,6 +76,9 @@ class _Server(Server):
     def event(self, connection: Connection, packet: Packet) -> Pending:
         return self._sockets.emitted(connection, packet.data[0], tuple(packet.data[1:]), packet.id)
 
+    def joined(self, connection: Connection) -> None:
+        pass  # it stays when the owner admits it
+
     def ack(self, connection: Connection, packet: Packet) -> Pending:
         self._sockets.acked(connection, packet.id, tuple(packet.data))
         return None

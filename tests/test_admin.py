@@ -13,7 +13,7 @@ from gateway import admin
 @asynccontextmanager
 async def serving(reasons: list[str], registry: CollectorRegistry) -> AsyncIterator[aiohttp.ClientSession]:
     """The admin port on a free port of 127.0.0.1, and a client of it."""
-    runner = web.AppRunner(admin.application(lambda: reasons, registry))
+    runner = web.AppRunner(admin.application(lambda: reasons, registry, lambda: "asyncapi: 3.0.0\n"))
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -45,12 +45,17 @@ async def test_the_index_names_the_pages_and_there_are_no_others() -> None:
         async with http.get("/") as response:
             text = await response.text()
         assert response.content_type == "text/plain"
-        for page in ("/healthz", "/readyz", "/metrics"):
+        for page in ("/healthz", "/readyz", "/metrics", "/asyncapi.yaml"):
             assert page in text
         async with http.get("/other") as response:
             assert response.status == 404
         async with http.post("/metrics") as response:
             assert response.status == 405
+
+
+async def test_has_the_contract() -> None:
+    async with serving([], CollectorRegistry()) as http, http.get("/asyncapi.yaml") as response:
+        assert (response.content_type, await response.text()) == ("application/yaml", "asyncapi: 3.0.0\n")
 
 
 async def test_metrics_in_the_format_that_is_asked_for() -> None:

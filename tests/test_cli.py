@@ -108,6 +108,23 @@ def test_check_prints_every_problem(bad_file: Path) -> None:
     assert done.stderr.splitlines() == [BAD[0], expected.replace('"0"', "0"), BAD[1]]
 
 
+def test_check_reads_the_events_of_a_deployment(tmp_path: Path) -> None:
+    own, path = tmp_path / "own.toml", tmp_path / "gateway.toml"
+    own.write_text('[[event]]\nname = "blink"\npayload = { type = "objekt" }\n[[event]]\n')
+    path.write_text(f'[catalog]\nfile = "{own}"\n')
+    done = gateway("check", "--config", path)
+    assert done.returncode == 2
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"{own}: event[0].payload: ")
+    assert second == f"{own}: event[1]: Object missing required field `name`"
+
+
+def test_asyncapi() -> None:
+    done = gateway("asyncapi")
+    assert done.returncode == 0
+    assert done.stdout.startswith("asyncapi: 3.0.0\n")
+
+
 def test_check_prints_warnings() -> None:
     done = gateway("check", environ={"GATEWAY_SERVICE_HOST": "10.0.0.1"})
     assert done.returncode == 0

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.catalog import EVENTS, Catalog
+from gateway.catalog import EVENTS, Catalog, Event
 from gateway.commands import MAX_ACK_TIMEOUT_MS, CommandReader, Policy, read_args
 from gateway.facts import Answer, Command, Replied
 from gateway.mqtt import Message
+from gateway.schemas import Schema
 from gateway.session import encode_args
 from gateway.topics import BINARY_TYPE, JSON_TYPE, Topics, is_id
 
@@ -53,6 +54,37 @@ def test_a_command() -> None:
     assert command.answer == Answer(ACKS + "media_stop")
     assert (command.qos, command.delivery, command.duplicate, command.refusal) == (1, 7, True, None)
     assert (command.lifetime_s, command.ack_timeout_s) == (3600.0, 10.0)
+
+
+LAMP = Event("blink", "", "", Schema({"required": ["n"]}), ack=None, lifetime_s=60.0, ack_timeout_s=2.0)
+
+
+def of_own(event: str, payload: bytes, qos: int = 1, **properties: Any) -> Command:
+    """Read a command of a deployment that has one event of its own, and takes no others."""
+    reading = CommandReader(Topics("gw/v1"), Catalog([LAMP], rejects_unknown=True), POLICY, lambda: "new")
+    command = reading.read("s1", Message(COMMANDS + event, payload, qos, **properties), 7, False, NOW)
+    assert isinstance(command, Command)
+    return command
+
+
+def test_an_event_has_a_policy_of_its_own() -> None:
+    command = of_own("blink", b'{"n": 1}')
+    assert (command.refusal, command.lifetime_s, command.ack_timeout_s) == (None, 60.0, 2.0)
+    assert of_own("blink", b'{"n": 1}', qos=0).lifetime_s == 2.0
+    said = of_own("blink", b'{"n": 1}', expiry_s=5, user_properties=(("ack-timeout-ms", "9000"),))
+    assert (said.lifetime_s, said.ack_timeout_s) == (5.0, 9.0)
+    assert of_own("blink", b'{"n": 1, "ended_at": "2026-01-01T00:00:30Z"}').lifetime_s == 30.0
+
+
+def test_refuses_what_the_schema_of_an_own_event_does_not_allow() -> None:
+    assert of_own("blink", b"{}").refusal == 'payload: "n" is a required property'
+    assert of_own("blink", b"").refusal == "payload: blink needs an argument"
+
+
+def test_refuses_events_that_the_catalogue_does_not_list_where_it_is_told_to() -> None:
+    refusal = "event: not in the catalogue, and catalog.unknown is reject"
+    assert of_own("explode", b"").refusal == refusal
+    assert of_own("media_stop", b'{"stop": true}').refusal is None
 
 
 def test_an_empty_payload_is_no_argument() -> None:

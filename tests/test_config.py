@@ -133,7 +133,7 @@ def test_a_bad_value_says_what_is_expected(path: str, value: object, expected: s
         ("device", 'device: unknown section, did you mean "devices"?'),
         (
             "broker",
-            "broker: unknown section, expected one of node, devices, admin, mqtt, auth, commands, rooms, log",
+            "broker: unknown section, expected one of node, devices, admin, mqtt, auth, commands, catalog, rooms, log",
         ),
     ],
 )

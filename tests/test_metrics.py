@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from gateway import facts as f
-from gateway.catalog import EVENTS, Catalog
+from gateway.catalog import EVENTS, Catalog, Event
 from gateway.engine.effects import CloseReason
 from gateway.metrics import OTHER, SECONDS, STATUSES, Metrics
 from gateway.mqtt import Message
@@ -83,6 +83,13 @@ def test_no_name_of_a_stranger_becomes_a_label(metrics: Metrics, registry: Colle
         "gateway_ignored_total bad_event": 4,
         "gateway_command_duration_seconds_count": 4,
     }
+
+
+def test_a_deployments_own_events_are_labels_too(registry: CollectorRegistry) -> None:
+    metrics = Metrics(registry, Catalog([Event("blink", "", "")]))
+    metrics.observe(command("blink"), [])
+    assert counts(registry) == {"gateway_commands_total blink": 1}
+    assert labels(registry)["gateway_commands"] == {(event,) for event in (*EVENTS, "blink", OTHER)}
 
 
 def test_counts_commands_and_device_events(metrics: Metrics, registry: CollectorRegistry) -> None:

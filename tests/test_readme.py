@@ -7,8 +7,9 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from gateway.catalog import EVENTS, Ack, Event
+from gateway.catalog import EVENTS, Event
 from gateway.engine.effects import CloseReason
+from gateway.payloads import Ack
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 ROWS = {match[1]: match[0] for match in re.finditer(r"^\| `([^`]+)`.*$", README, re.MULTILINE)}

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from gateway import facts as f
-from gateway.catalog import Args, Catalog
+from gateway.catalog import Args, Catalog, Event
 from gateway.delivery import Limits
 from gateway.outcomes import REMEMBERED
 from gateway.session import DeviceSession, encode_args
@@ -21,8 +21,8 @@ AT = "2026-01-01T00:00:00.000+00:00"
 class World:
     """A session with a clock, and what it wanted done."""
 
-    def __init__(self, **limits: Any) -> None:
-        self.session = DeviceSession("AC1", "gw-1", Topics("gw/v1"), Limits(**limits), "n")
+    def __init__(self, catalog: Catalog = CATALOG, **limits: Any) -> None:
+        self.session = DeviceSession("AC1", "gw-1", Topics("gw/v1"), catalog, Limits(**limits), "n")
         self.now = 1000.0
         self.effects: list[f.Effect] = []
         self.ids = 0
@@ -583,3 +583,21 @@ def test_the_result_of_a_remote_command_is_relayed_to_the_room_of_the_serial(wor
 )
 def test_arguments_as_payload(args: Args, encoded: tuple[bytes, str, tuple[tuple[str, str], ...]]) -> None:
     assert encode_args(args) == encoded
+
+
+def test_refuses_events_that_the_catalogue_does_not_list_where_it_is_told_to() -> None:
+    world = World(Catalog([Event("door", "", "", from_device=True)], rejects_unknown=True))
+    world.attach()
+    problem = "event: not in the catalogue, and catalog.unknown is reject"
+    refused = ({"ack": False, "error_msg": problem},)
+    assert world.tell(f.Emitted(1, "hello", (), ack_id=5)) == [f.Reply(1, 5, refused), f.Ignore("bad_event")]
+    assert world.tell(f.Emitted(1, "hello", ())) == [f.Ignore("bad_event")]
+    assert [type(effect) for effect in world.tell(f.Emitted(1, "door", ()))] == [f.Publish]
+
+
+def test_relays_only_events_of_devices_that_go_to_a_room() -> None:
+    own = [Event(name, "", "", from_device=True, room=name == "door") for name in ("door", "window")]
+    world = World(Catalog(own))
+    world.attach()
+    assert [type(effect) for effect in world.tell(f.Emitted(1, "door", ()))] == [f.Publish, f.Relay]
+    assert [type(effect) for effect in world.tell(f.Emitted(1, "window", ()))] == [f.Publish]

@@ -25,7 +25,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.session = DeviceSession("AC1", "gw-1", Topics("gw/v1"), LIMITS, "n")
+        self.session = DeviceSession("AC1", "gw-1", Topics("gw/v1"), CATALOG, LIMITS, "n")
         self.now = 0.0
         self.sockets = 0
         self.socket: int | None = None

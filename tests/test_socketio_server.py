@@ -25,6 +25,7 @@ def test_the_version_is_one_that_the_seam_was_written_for() -> None:
         (Server, socketio.AsyncServer, "_engineio_server_class"),
         (Server, socketio.AsyncServer, "_handle_eio_connect"),
         (Server, socketio.AsyncServer, "_handle_eio_disconnect"),
+        (Server, socketio.AsyncServer, "_handle_connect"),
         (Server, socketio.AsyncServer, "_send_packet"),
         (Manager, socketio.AsyncManager, "pre_connect"),
         (Manager, BaseManager, "basic_enter_room"),

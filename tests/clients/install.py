@@ -1,4 +1,4 @@
-"""Installs the clients: those from npm beside package.json, an old one from PyPI in an environment of its own.
+"""Installs the clients: those from npm beside package.json, with the AsyncAPI parser; an old one from PyPI by itself.
 
 What cannot be installed skips the test with the reason, or fails it with GATEWAY_TEST_REQUIRE_ALL=1.
 """
@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 MODULES = HERE / "node_modules"
 OLD_PYTHON_CLIENT = HERE / "node_modules" / ".old-python-client"
 INSTALL_TIMEOUT_S = 600
-CLIENTS = ("sio17", "sio25", "sio31", "sio48", "weapp")
+CLIENTS = ("sio17", "sio25", "sio31", "sio48", "weapp", "@asyncapi/parser")
 
 
 def missing(what: str) -> None:

@@ -1,0 +1,48 @@
+"""`gateway asyncapi`: prints the AsyncAPI document, or writes the JSON Schemas."""
+
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--config",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="TOML file, for its prefix and its own events; without one, the environment.",
+)
+@click.option(
+    "--schemas",
+    "folder",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write a JSON Schema for each payload and ack into this folder instead.",
+)
+def asyncapi(path: Path | None, folder: Path | None) -> None:
+    """Print the contract with services as an AsyncAPI 3.0 document.
+
+    A running node has it at /asyncapi.yaml of its admin port. Exit status 0 or 2.
+
+    \b
+    gateway asyncapi > asyncapi.yaml
+    gateway asyncapi --config gateway.toml --schemas schemas
+    """
+    import msgspec
+
+    from gateway import asyncapi as contract
+    from gateway.config import ConfigError, catalog_of, load
+
+    try:
+        config = load(path, os.environ, {})
+        catalog = catalog_of(config.catalog)
+        if folder is None:
+            click.echo(contract.as_yaml(contract.document(config, catalog)), nl=False)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, schema in contract.schemas(catalog).items():
+            (folder / name).write_bytes(msgspec.json.format(msgspec.json.encode(schema)) + b"\n")
+    except (ConfigError, OSError) as error:
+        click.echo(str(error), err=True)
+        click.get_current_context().exit(2)
