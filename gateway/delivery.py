@@ -1,6 +1,6 @@
 """Deliveries: what becomes of a device's commands. Pure; time is an argument.
 
-It decides the order of emission, repetition, timeouts and outcomes (DESIGN, section 4), and when a command may be
+It decides the order of emission, repetition, timeouts and outcomes (README, "Outcomes"), and when a command may be
 PUBACKed: once the broker has its outcome, or, for an event that must not repeat, just before it is emitted.
 """
 

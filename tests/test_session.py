@@ -1,4 +1,4 @@
-"""DeviceSession by example: one test per row of the promise table (DESIGN, section 4) and per trap."""
+"""DeviceSession by example: one test per row of the promise table (README, "Outcomes") and per trap."""
 
 from typing import Any
 
