@@ -119,7 +119,7 @@ class CommandReader:
     def _lifetime_s(
         self, event: Event, message: Message, payload: object, ack_timeout_s: float, now: datetime
     ) -> float:
-        """README, "Outcomes": Message Expiry, else `ended_at`, the event's, the default; QoS 0 lives one ack timeout."""
+        """Message Expiry, else `ended_at`, the event's, the default; QoS 0 lives one ack timeout (README, Outcomes)."""
         if message.qos == 0:
             return ack_timeout_s
         if message.expiry_s is not None:
