@@ -23,7 +23,7 @@ from gateway.brokers import BrokerUnavailable, LocalBroker, local_broker
 from tests.clients.install import missing
 from tests.e2e.chaos import HARMFUL, Box, Command, Dispatcher, Outcome, Plate, connection
 
-CHAOS_S: Final = float(os.environ.get("GATEWAY_TEST_CHAOS_S", "45"))
+CHAOS_S: Final = float(os.environ.get("GATEWAY_TEST_CHAOS_S", "20"))
 SEED: Final = os.environ.get("GATEWAY_TEST_SEED", "1")
 DEVICES: Final = 200
 COMMANDS_PER_S: Final = 100
