@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 FLOOD_EVENTS: Final = 100  # events that wait for the broker before the device is not read any more
 CATCH_UP_S: Final = 10.0
+CLAIM_LOOK_S: Final = 10.0  # until a device that would leave, but is being admitted, is looked at again
 CATCH_UP_LOOK_S: Final = 0.01
 FAILED: Final = 0x80  # MQTT 5 reason codes from here on are failures (2.4)
 OWNER_SPEAKS_WITHIN_S: Final = (1.0, 2.0)  # a node that takes a device over publishes its presence at once
@@ -307,7 +308,7 @@ class Device:
         if deadline is not None:
             self._park = self._loop.call_at(deadline + 1.0, self._leave)
         elif self.claims:
-            self._park = self._loop.call_later(CATCH_UP_S, self._leave)
+            self._park = self._loop.call_later(CLAIM_LOOK_S, self._leave)
         elif not self.online:
             self._gone(self)
 

@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
@@ -106,7 +108,9 @@ async def test_a_node_adopts_the_devices_of_its_earlier_life(broker: LocalBroker
             assert (await api.json("devices/AC1/acks/bind_class/b"))["status"] == "acked"
 
 
-async def test_a_second_signal_ends_it_at_once(node: Node, api: Service) -> None:
+@asynccontextmanager
+async def draining(node: Node, api: Service) -> AsyncIterator[asyncio.Event]:
+    """A node that was told to stop while a device has a command, which it acks when the event is set."""
     async with device(node, "AC1") as plate:
         release = asyncio.Event()
 
@@ -123,27 +127,17 @@ async def test_a_second_signal_ends_it_at_once(node: Node, api: Service) -> None
         async with asyncio.timeout(20):
             while await listens(node):
                 pass
+        yield release
+
+
+async def test_a_second_signal_ends_it_at_once(node: Node, api: Service) -> None:
+    async with draining(node, api):
         node.process.terminate()
         assert await node.process.wait() == 1
 
 
 async def test_what_is_under_way_is_finished_before_a_node_stops(node: Node, api: Service) -> None:
-    async with device(node, "AC1") as plate:
-        release = asyncio.Event()
-
-        async def slow(event: str, *_: object) -> dict[str, bool]:
-            await release.wait()
-            return {"ack": True}
-
-        plate.client.on("*", slow)
-        await api.send("devices/AC1/commands/media_stop", {"stop": True})
-        async with asyncio.timeout(20):
-            while not (await metrics(node))['gateway_commands_total{event="media_stop"}']:
-                pass
-        node.process.terminate()
-        async with asyncio.timeout(20):
-            while await listens(node):
-                pass
+    async with draining(node, api) as release:
         release.set()
         assert (await api.outcome("devices/AC1/acks/media_stop"))["status"] == "acked"
         assert await asyncio.wait_for(node.process.wait(), 20) == 0
