@@ -15,7 +15,8 @@ from typing import Final, Protocol
 import msgspec
 
 from gateway import keyfile
-from gateway.config import Auth, ConfigError
+from gateway.config import Auth
+from gateway.settings import ConfigError
 from gateway.topics import is_serial
 
 log = logging.getLogger(__name__)

@@ -3,22 +3,21 @@
 Decides which settings are valid and their defaults; whether a host answers or a file exists, their users do.
 """
 
-import difflib
-import json
 import re
 import socket
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, get_args
 
-from msgspec import UNSET, Meta, Struct, convert, field, structs
+from msgspec import Meta, Struct, field
 
 from gateway.addresses import BrokerUrl, Listen
 from gateway.catalog import Catalog
 from gateway.own_events import BadEvents, read_events
+from gateway.settings import ConfigError, Reading, as_toml, expected, merged, settings_of, suggestion
 
 FLAGS: Final = {  # which flag of the command line overrides which setting
     "node": "--node",
@@ -58,14 +57,6 @@ Variable = Annotated[str, _text("the name of an environment variable", "[A-Za-z_
 RoomPattern = Annotated[str, _text("a room name, or a pattern with at most two *", r"(?=.)[^*]*(\*[^*]*){0,2}")]
 Filter = Annotated[str, _text("a filter such as inbox/#", rf"#|({_LEVEL}|\+)(/({_LEVEL}|\+))*(/#)?")]
 TopicPrefix = Annotated[str, _text("levels such as gw/v1, no + # or blanks", rf"(?!\$){_LEVEL}(/{_LEVEL})*")]
-
-
-class ConfigError(Exception):
-    """The settings cannot be used; `problems` says why, one line each, without any password."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 class Devices(Struct, frozen=True, forbid_unknown_fields=True):
@@ -204,11 +195,11 @@ def catalog_of(settings: CatalogSettings) -> Catalog:
 
 def resolve(table: Mapping[str, Any], environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:
     """Like `load`, with the content of the file as tomllib returns it."""
-    variables = {path: name for path in _settings() if (name := _variable(path)) in environ}
+    variables = {path: name for path in settings_of(Config) if (name := _variable(path)) in environ}
     values = {path: environ[name] for path, name in variables.items()} | dict(overrides)
     labels = {path: f"environment {name}" for path, name in variables.items()}
-    reading = _Reading(labels | {path: FLAGS.get(path, path) for path in overrides})
-    config: Config = reading.struct(Config, _merged(table, values), "")
+    reading = Reading(labels | {path: FLAGS.get(path, path) for path in overrides})
+    config: Config = reading.struct(Config, merged(Config, table, values), "")
     for path, other, text in _conflicts(config):
         if not {path, other} & reading.problems.keys():
             reading.problem(path, text)
@@ -219,9 +210,9 @@ def resolve(table: Mapping[str, Any], environ: Mapping[str, str], overrides: Map
 
 def unknown_variables(environ: Mapping[str, str], pepper_env: str = "GATEWAY_PEPPER") -> list[str]:
     """Warn of each GATEWAY_… variable that is no setting: a slip, or what Kubernetes injects."""
-    known = {_variable(path) for path in _settings()}
+    known = {_variable(path) for path in settings_of(Config)}
     return [
-        f"environment {name}: not a setting, ignored{_suggestion(name, known)}"
+        f"environment {name}: not a setting, ignored{suggestion(name, known)}"
         for name in sorted(environ.keys() - known - {pepper_env})
         if name.startswith("GATEWAY_") and not name.startswith("GATEWAY_TEST_")
     ]
@@ -230,63 +221,14 @@ def unknown_variables(environ: Mapping[str, str], pepper_env: str = "GATEWAY_PEP
 def example() -> str:
     """Every setting with its default and what it means: a TOML file that loads to the defaults."""
     lines = ["# Every setting and its default. In the environment, [mqtt] url is GATEWAY_MQTT_URL."]
-    for path, annotation in _settings().items():
+    for path, annotation in settings_of(Config).items():
         section, _, key = path.rpartition(".")
         if section and f"[{section}]" not in lines:
             lines += ["", f"[{section}]"]
-        lines.append(f"# {get_args(annotation)[-1].description}: {_expected(annotation)}.")
-        value = _toml(attrgetter(path)(Config()))
+        lines.append(f"# {get_args(annotation)[-1].description}: {expected(annotation)}.")
+        value = as_toml(attrgetter(path)(Config()))
         lines.append(f"{key} = {value}" if section else '# node = "gw-1"  # gw- and the name of the host')
     return "\n".join(lines) + "\n"
-
-
-class _Reading:
-    """One walk over what was given; keeps one problem for each path."""
-
-    def __init__(self, labels: Mapping[str, str]) -> None:
-        self.labels = labels  # by path: where a value came from that is not the file's
-        self.problems: dict[str, str] = {}
-
-    def problem(self, path: str, text: str) -> Any:
-        """Note it, and return what stands for a value that is missing."""
-        setting, bracket, index = path.partition("[")
-        self.problems[path] = f"{self.labels.get(setting, setting)}{bracket}{index}: {text}"
-        return UNSET
-
-    def struct(self, cls: Any, table: object, path: str) -> Any:
-        if not isinstance(table, dict):
-            return self.problem(path, f"expected {_expected(cls)}, got {_shown(table)}")
-        known = {field.name: field for field in structs.fields(cls)}
-        values = {}
-        for key, given in table.items():
-            name = key if re.fullmatch("[A-Za-z0-9_-]+", key) else _shown(key)
-            at = f"{path}.{name}" if path else name
-            if key in known:
-                values[key] = self.value(known[key].type, given, at)
-            else:
-                self.problem(at, _unknown(key, given, known, top=not path))
-        for key in [key for key in known if known[key].required and key not in table]:
-            self.problem(f"{path}.{key}", f"missing, expected {_expected(known[key].type)}")
-        try:
-            return cls(**{key: value for key, value in values.items() if value is not UNSET})
-        except TypeError:  # a required key has no value, and a problem by now
-            return UNSET
-
-    def value(self, annotation: Any, given: object, path: str) -> Any:
-        plain = _plain(annotation)
-        try:
-            if plain in (Listen, BrokerUrl):
-                return given if isinstance(given, plain) else plain.parse(convert(given, str))
-            if isinstance(plain, type) and issubclass(plain, Struct):
-                return self.struct(plain, given, path)
-            if get_origin(plain) is not tuple:
-                return convert(given, annotation)
-            items = convert(given, list[Any])
-        except ValueError:
-            got = "" if plain is BrokerUrl else f", got {_shown(given)}"  # a URL may hold a password
-            return self.problem(path, f"expected {_expected(annotation)}{got}")
-        values = [self.value(get_args(plain)[0], item, f"{path}[{n}]") for n, item in enumerate(items)]
-        return tuple(value for value in values if value is not UNSET)
 
 
 def _conflicts(config: Config) -> Iterator[tuple[str, str, str]]:
@@ -299,83 +241,5 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str, str]]:
         yield "mqtt.reconnect_max_s", "mqtt.reconnect_min_s", text
 
 
-def _settings() -> dict[str, Any]:
-    """The annotation of every setting, by path."""
-    found: dict[str, Any] = {}
-    for top in structs.fields(Config):
-        leaves = () if get_origin(top.type) is Annotated else structs.fields(top.type)
-        found |= {f"{top.name}.{leaf.name}": leaf.type for leaf in leaves} or {top.name: top.type}
-    return found
-
-
 def _variable(path: str) -> str:
     return "GATEWAY_" + path.replace(".", "_").upper()
-
-
-def _merged(table: Mapping[str, Any], values: Mapping[str, object]) -> dict[str, Any]:
-    """A copy of the table with each value at its path; texts become the type that the setting has."""
-    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in table.items()}
-    for path, value in values.items():
-        section, _, key = path.rpartition(".")
-        target = merged.setdefault(section, {}) if section else merged
-        if isinstance(target, dict):  # otherwise the section itself is a problem
-            target[key] = _from_text(_settings().get(path), value) if isinstance(value, str) else value
-    return merged
-
-
-def _from_text(annotation: Any, text: str) -> object:
-    """Read numbers and lists as TOML does; a list may be items between commas. What is neither stays text."""
-    plain = _plain(annotation)
-    if get_origin(plain) is tuple and not text.startswith("["):
-        return [item.strip() for item in text.split(",") if item.strip()]
-    if plain not in (int, float) and get_origin(plain) is not tuple:
-        return text
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text
-
-
-def _plain(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-
-
-def _expected(annotation: Any) -> str:
-    for meta in getattr(annotation, "__metadata__", ()):
-        if meta.extra:
-            return str(meta.extra["expected"])
-    plain = _plain(annotation)
-    if get_origin(plain) is Literal:
-        return " or ".join(map(_toml, get_args(plain)))
-    if get_origin(plain) is tuple:
-        return f"a list, each {_expected(get_args(plain)[0])}"
-    return getattr(plain, "expected", "a table" if issubclass(plain, Struct) else "text")
-
-
-def _unknown(key: str, given: object, known: Iterable[str], *, top: bool) -> str:
-    suggestion = _suggestion(key, known, 0.6)
-    if not (top and isinstance(given, dict)):
-        return f"unknown key{suggestion}"
-    return f"unknown section{suggestion or ', expected one of ' + ', '.join(known)}"
-
-
-def _suggestion(word: str, known: Iterable[str], least_ratio: float = 0.8) -> str:
-    close = difflib.get_close_matches(word, known, 1, least_ratio)
-    return f', did you mean "{close[0]}"?' if close else ""
-
-
-def _shown(value: object) -> str:
-    """A value for a person: on one line, and short."""
-    text = "a table" if isinstance(value, dict) else "a list" if isinstance(value, list) else _toml(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
-
-
-def _toml(value: object) -> str:
-    """A value as TOML writes it, on one line."""
-    if isinstance(value, RoomRule):
-        return f"{{ match = {_toml(value.match)}, allow = {_toml(value.allow)} }}"
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, int) and value.bit_length() > 64:
-        return hex(value)  # Python refuses very long decimals
-    return json.dumps(value, default=str, ensure_ascii=not str(value).isprintable())

@@ -28,6 +28,7 @@ CORES = {
     "gateway.delivery",
     "gateway.outcomes",
     "gateway.session",
+    "gateway.settings",
     "gateway.rooms",
     "gateway.engine",
     "gateway.engine.codec",

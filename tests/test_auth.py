@@ -20,7 +20,8 @@ from gateway.auth import (
     hash_key,
     parse_signature,
 )
-from gateway.config import Auth, ConfigError
+from gateway.config import Auth
+from gateway.settings import ConfigError
 
 PEPPER = b"pepper"
 

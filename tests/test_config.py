@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gateway import config
 from gateway.addresses import BrokerUrl, Listen
-from gateway.config import Config, ConfigError, RoomRule
+from gateway.config import Config, RoomRule
+from gateway.settings import ConfigError
 
 
 def problems(

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.catalog import ANYTHING, Event
-from gateway.config import CatalogSettings, ConfigError, catalog_of, load
+from gateway.config import CatalogSettings, catalog_of, load
 from gateway.own_events import BadEvents, read_events
 from gateway.schemas import Schema
+from gateway.settings import ConfigError
 
 BLINK = '[[event]]\nname = "blink"\n'
 

@@ -32,7 +32,8 @@ def asyncapi(path: Path | None, folder: Path | None) -> None:
     import msgspec
 
     from gateway import asyncapi as contract
-    from gateway.config import ConfigError, catalog_of, load
+    from gateway.config import catalog_of, load
+    from gateway.settings import ConfigError
 
     try:
         config = load(path, os.environ, {})

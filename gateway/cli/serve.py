@@ -54,7 +54,7 @@ def serve(
     config = _load(path, {setting: value for setting, value in flags.items() if value is not None})
 
     from gateway import app
-    from gateway.config import ConfigError
+    from gateway.settings import ConfigError
 
     try:
         app.run(config)
@@ -82,7 +82,7 @@ def check(path: Path | None, example: bool) -> None:
         click.echo(config.example(), nl=False)
         return
     from gateway.auth import authenticator
-    from gateway.config import ConfigError
+    from gateway.settings import ConfigError
 
     try:
         authenticator(_load(path, {}).auth, os.environ)
@@ -125,10 +125,11 @@ def demo(seconds: float | None, broker: Literal["auto", "mosquitto", "embedded"]
 def _load(path: Path | None, overrides: dict[str, str]) -> "Config":
     """The configuration, or every problem on a line of its own and exit status 2; warnings either way."""
     from gateway import config
+    from gateway.settings import ConfigError
 
     try:
         loaded = config.load(path, os.environ, overrides)
-    except config.ConfigError as error:
+    except ConfigError as error:
         raise Refused("\n".join([*error.problems, *config.unknown_variables(os.environ)])) from None
     for warning in config.unknown_variables(os.environ, loaded.auth.pepper_env):
         click.echo(f"warning: {warning}", err=True)
