@@ -9,7 +9,6 @@ import pytest
 
 from gateway.addresses import BrokerUrl
 from gateway.brokers import BrokerUnavailable, LocalBroker, local_broker
-from gateway.fleet import connection as fleet_connection
 from gateway.fleet.connection import Connection
 from tests.clients.install import missing
 
@@ -52,7 +51,7 @@ async def publish(broker: LocalBroker, topic: str, body: bytes) -> None:
 
 async def test_what_comes_before_it_is_back_is_kept(broker: LocalBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """mosquitto forgot the session at each restart, because it had begun with a clean start."""
-    monkeypatch.setattr(fleet_connection.random, "uniform", lambda _, __: 1.0)  # it comes back after the publish
+    monkeypatch.setattr("gateway.fleet.connection.random.uniform", lambda _, __: 1.0)  # it comes back after the publish
     inbox = Inbox(broker)
     async with inbox.connection:
         await broker.stop()
