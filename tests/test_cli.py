@@ -309,8 +309,10 @@ def test_devices_of_a_file_that_is_not_there(tmp_path: Path, command: list[str])
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
-        ([], "expected a SERIAL, or --devices N\n"),
+        ([], "expected a SERIAL, --devices N or --keys CSV\n"),
         (["AC1", "--url", "127.0.0.1:8080"], "--url: expected http://HOST:PORT or https://HOST:PORT\n"),
+        (["a/b"], "'a/b' is no serial: expected 1 to 64 of A-Z a-z 0-9 . _ -\n"),
+        (["--devices", "2", "--serial-prefix", "a b"], "'a b1' is no serial: expected 1 to 64 of A-Z a-z 0-9 . _ -\n"),
     ],
 )
 def test_simulate_refuses(args: list[str], problem: str) -> None:

@@ -101,19 +101,19 @@ class Connection:
         client = self._client
         if client is None:
             raise Disconnected(self._why)
-        limit = asyncio.timeout(None)
         try:
-            async with limit:
+            async with asyncio.timeout(None) as limit:
                 self._publishing.add(limit)
-                await client.publish(topic, body, qos=qos, properties=properties, timeout=inf)
+                try:
+                    await client.publish(topic, body, qos=qos, properties=properties, timeout=inf)
+                finally:
+                    self._publishing.discard(limit)
         except TimeoutError:
             raise Disconnected(self._why) from None
         except aiomqtt.MqttError as error:  # it may be known here before it is in `_live`
             if self._client is client:
                 self._lose(f"{self._broker}: {error}")
             raise Disconnected(f"{self._broker}: {error}") from None
-        finally:
-            self._publishing.discard(limit)
 
     async def _live(self, first: asyncio.Future[None]) -> None:
         failures = 0

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import aiomqtt
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from gateway.addresses import BrokerUrl
 from gateway.brokers import BrokerUnavailable, LocalBroker, local_broker
-from gateway.fleet.connection import Connection
+from gateway.fleet.connection import Connection, Disconnected
 from tests.clients.install import missing
 
 TOPIC = "gw/v1/inbox/me/outcomes"
@@ -71,3 +73,17 @@ async def test_after_the_goodbye_nothing_is_kept(broker: LocalBroker) -> None:
     async with second.connection:
         await publish(broker, "gw/v1/inbox/me/other", b"3")
         assert await second.next() == b"3"
+
+
+async def test_a_publish_that_finds_the_connection_broken(broker: LocalBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended in a RuntimeError of asyncio's where it was the first to notice."""
+
+    async def publish(*_: object, **__: object) -> None:
+        raise aiomqtt.MqttError("broken pipe")
+
+    inbox = Inbox(broker)
+    async with inbox.connection:
+        monkeypatch.setattr(aiomqtt.Client, "publish", publish)
+        with pytest.raises(Disconnected, match="broken pipe"):
+            await inbox.connection.publish(TOPIC, b"", 1, Properties(PacketTypes.PUBLISH))  # type: ignore[no-untyped-call]
+        assert inbox.lost.is_set()
