@@ -32,8 +32,9 @@ class Summary(msgspec.Struct, frozen=True):
 
     def lines(self) -> list[str]:
         """The same for a person."""
+        devices = "device" if self.devices == 1 else "devices"
         lines = [
-            f"{self.devices:,} device{'s' * (self.devices != 1)}: {self.authenticated:,} authenticated, {self.online:,} online at the end",
+            f"{self.devices:,} {devices}: {self.authenticated:,} authenticated, {self.online:,} online at the end",
             f"auth:ok {self.auth_ok:,}, auth:fail {self.auth_fail:,}, reconnects {self.reconnects:,}",
         ]
         if self.connect_p50_ms is not None:
