@@ -11,7 +11,7 @@ import click
 from gateway.cli.keys import read_keys
 from gateway.cli.options import FILE, Refused
 
-KEYS = click.option("--file", "path", metavar="PATH", type=FILE, required=True, help="Where the keys are.")
+KEYS = click.option("--file", "path", metavar="PATH", type=FILE, required=True, help="The file of devices.")
 PEPPER = click.option(
     "--pepper-env",
     metavar="NAME",
@@ -113,6 +113,9 @@ def remove(serial: str, path: Path) -> None:
     """Remove a device from the file.
 
     If it is connected it stays so until its socket closes. Exit status 1 if it is not in the file.
+
+    \b
+    gateway devices remove --file devices.txt AC4178234411
     """
     from gateway import keyfile
 
@@ -127,7 +130,11 @@ def remove(serial: str, path: Path) -> None:
 @devices.command("list")
 @KEYS
 def list_(path: Path) -> None:
-    """Print the serial of each device in the file."""
+    """Print the serial of each device in the file.
+
+    \b
+    gateway devices list --file devices.txt
+    """
     from gateway import keyfile
 
     try:

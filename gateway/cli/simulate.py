@@ -27,11 +27,13 @@ PROFILES = ("steady", "modern", "old", "slow", "flapping", "mixed")  # of gatewa
 @click.command()
 @click.argument("serials", metavar="[SERIAL]...", nargs=-1)
 @click.option("--url", metavar="URL", default="http://127.0.0.1:8080", show_default=True, help="The gateway.")
-@click.option("--devices", "number", metavar="N", type=click.IntRange(min=1), help="So many more: SIM1, SIM2 and on.")
+@click.option("--devices", "number", metavar="N", type=click.IntRange(min=1), help="Play N devices: SIM1, SIM2 and on.")
 @click.option(
-    "--serial-prefix", metavar="TEXT", default="SIM", show_default=True, help="What their serials begin with."
+    "--serial-prefix", metavar="TEXT", default="SIM", show_default=True, help="What the serials of these begin with."
 )
-@click.option("--profile", type=click.Choice(PROFILES), default="steady", show_default=True, help="What they are like.")
+@click.option(
+    "--profile", type=click.Choice(PROFILES), default="steady", show_default=True, help="How they behave, see above."
+)
 @click.option(
     "--key",
     metavar="KEY",
@@ -39,23 +41,34 @@ PROFILES = ("steady", "modern", "old", "slow", "flapping", "mixed")  # of gatewa
     show_default=True,
     envvar="GATEWAY_SIMULATE_KEY",
     show_envvar=True,
-    help="Of each; {serial} in it stands for the serial. Every user of the machine sees flags.",
+    help="The key of each; {serial} in it stands for the serial. Every user of the machine sees it.",
 )
 @click.option(
-    "--keys", metavar="CSV", type=click.File("r", encoding="utf-8"), help="Lines of SERIAL,KEY; N are taken, or all."
+    "--keys",
+    metavar="CSV",
+    type=click.File("r", encoding="utf-8"),
+    help="Play the devices in this file, lines of SERIAL,KEY; with --devices the first N.",
 )
 @click.option(
-    "--connects-per-s", metavar="R", type=POSITIVE, default=200.0, show_default=True, help="First connects in a second."
+    "--connects-per-s",
+    metavar="R",
+    type=POSITIVE,
+    default=200.0,
+    show_default=True,
+    help="How many connect in a second at the beginning.",
 )
 @click.option(
-    "--events-per-s", metavar="R", type=POSITIVE, help="Own events of all together; one in ten is a question."
+    "--events-per-s",
+    metavar="R",
+    type=POSITIVE,
+    help="How many events all together emit in a second, one in ten of them a question.",
 )
 @click.option(
-    "--drop-every", "drop_every_s", metavar="S", type=POSITIVE, help="Cut all connections at once, again and again."
+    "--drop-every", "drop_every_s", metavar="S", type=POSITIVE, help="Cut all connections at once every S seconds."
 )
-@click.option("--seconds", metavar="S", type=POSITIVE, help="End by itself after so long.")
-@click.option("--seed", metavar="N", type=int, help="Of all that is random.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
+@click.option("--seconds", metavar="S", type=POSITIVE, help="End by itself after S seconds.")
+@click.option("--seed", metavar="N", type=int, help="Draw the same random numbers each time.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as a JSON object, and nothing else.")
 def simulate(
     serials: tuple[str, ...],
     url: str,

@@ -15,8 +15,7 @@ import pytest
 
 from gateway.brokers import LocalBroker
 from gateway.client import Fleet
-from tests.e2e.test_demo import read_all
-from tests.e2e.world import WAIT_S, Node, gateway
+from tests.e2e.world import WAIT_S, Node, gateway, read_all
 
 
 @pytest.fixture(params=["mosquitto"])

@@ -222,3 +222,13 @@ async def service(broker_url: str, **options: Any) -> AsyncIterator[Service]:
         receiving.cancel()
         with suppress(asyncio.CancelledError):
             await receiving
+
+
+def read_all(terminal: int) -> str:
+    """What was written to a terminal until its other side closed."""
+    chunks = []
+    with suppress(OSError):  # EIO: the other side closed
+        while chunk := os.read(terminal, 65536):
+            chunks.append(chunk)
+    os.close(terminal)
+    return b"".join(chunks).decode()
