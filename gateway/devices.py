@@ -88,7 +88,8 @@ class Devices:
             return  # only the devices have the keys: their sessions wait in the broker
         for serial in serials:
             presence = await self._around.node_link.presence(serial)  # it may have gone to another node meanwhile
-            if serial not in self._devices and presence is not None and presence.node == self._around.node:
+            wanted = serial not in self._devices and self._authenticator.knows(serial)
+            if wanted and presence is not None and presence.node == self._around.node:
                 device = self._devices[serial] = Device(serial, self._credentials, self._around, self._forget)
                 device.adopt(presence)
             await asyncio.sleep(ADOPT_PAUSE_S)

@@ -158,6 +158,7 @@ class FrontDoor:
             if event == "join_room":
                 self._rooms.join(socket, self._allowed(socket, room))
                 self._sockets.admit(socket.number)
+                self._log_joined(socket, room)
             else:
                 self._rooms.leave(socket, room if isinstance(room, str) else "")
         except Refused as problem:
@@ -169,6 +170,12 @@ class FrontDoor:
         """Return the room if the socket may be in it. Raises Refused."""
         serial = socket.device.serial if isinstance(socket.device, Device) else None
         return self._policy.check(room, serial, socket.grant.rooms if socket.grant is not None else ())
+
+    def _log_joined(self, socket: Socket, room: object) -> None:
+        """Who looks at what devices say is worth a line; devices in their rooms are not."""
+        if not isinstance(socket.device, Device):
+            subject = socket.grant.subject if socket.grant is not None else ""
+            log.info("viewer joined", extra={"room": room, "subject": subject, "address": socket.address})
 
     def _token_expired(self, socket: Socket) -> None:
         """A viewer has to come again, with another token; a device only leaves what its token had opened."""

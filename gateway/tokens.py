@@ -77,7 +77,7 @@ class TokenReader:
             raise BadToken("token not for here") from None
         except jwt.MissingRequiredClaimError as problem:
             raise BadToken(f"token without {problem.claim}") from None
-        except (jwt.PyJWTError, ValueError, RecursionError):
+        except (jwt.PyJWTError, ValueError, OverflowError, RecursionError):
             raise BadToken("token not valid") from None
 
     def _verified(self, token: str) -> dict[str, Any]:

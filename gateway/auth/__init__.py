@@ -45,6 +45,9 @@ class Authenticator(Protocol):
     async def check(self, claim: DeviceKey) -> Verdict:
         """Whether the claim is right, asked once; never raises, may be called many times at once."""
 
+    def knows(self, serial: str) -> bool:
+        """Whether there may be such a device; True where that takes its key."""
+
     async def close(self) -> None:
         """Let go of what it holds; may be called again. No check comes after it."""
 
@@ -55,6 +58,10 @@ class OpenAuthenticator:
     async def check(self, claim: DeviceKey) -> Verdict:
         """Accept."""
         return Verdict.ACCEPTED
+
+    def knows(self, serial: str) -> bool:
+        """Know everybody."""
+        return True
 
     async def close(self) -> None:
         """Hold nothing."""

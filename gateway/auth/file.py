@@ -25,6 +25,10 @@ class FileAuthenticator:
         expected = self._hashes.content.get(claim.serial, "0" * len(actual))
         return Verdict.ACCEPTED if hmac.compare_digest(expected, actual) else Verdict.DENIED
 
+    def knows(self, serial: str) -> bool:
+        """Whether the serial stands in the file."""
+        return serial in self._hashes.content
+
     async def close(self) -> None:
         """Hold nothing."""
 

@@ -49,7 +49,8 @@ def token(
 ) -> None:
     """Print a token that lets a viewer join rooms.
 
-    Such as the room of a device, which is named by its serial. Whoever has the token may join until it expires: it cannot be taken back, so keep --ttl short.
+    The room of a device is named by its serial. Whoever has the token may join until it expires: it cannot be
+    taken back, so keep --ttl short. Exit status 0 or 2.
 
     \b
     gateway token --room AC4178234411 --ttl 30m --sub alice

@@ -169,6 +169,9 @@ class Mosquitto:
         device = SimpleNamespace(link=self._links[claim.serial])
         return await BrokerAuthenticator(device).check(claim)
 
+    def knows(self, serial: str) -> bool:
+        return BrokerAuthenticator(SimpleNamespace(link=None)).knows(serial)
+
     async def close(self) -> None:
         for link in self._links.values():
             await link.close()

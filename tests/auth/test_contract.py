@@ -80,6 +80,17 @@ async def test_devices_come_change_their_keys_and_go(registry: Registry) -> None
     assert await registry.authenticator.check(DeviceKey("AC2", "other")) is Verdict.ACCEPTED
 
 
+@on(OPEN, FILE, HTTP, BROKER)
+async def test_a_device_that_is_registered_is_known(registry: Registry) -> None:
+    """And after its removal where that can be seen without its key."""
+    await registry.put("AC1", "key")
+    await registry.authenticator.check(DeviceKey("AC1", "key"))
+    assert registry.authenticator.knows("AC1")
+    await registry.remove("AC1")
+    await registry.authenticator.check(DeviceKey("AC1", "key"))
+    assert registry.authenticator.knows("AC1") is not isinstance(registry, KeyFile)
+
+
 @on(HTTP, BROKER)
 async def test_an_outage_is_no_wrong_key(registry: Registry) -> None:
     await registry.put("AC1", "right")
