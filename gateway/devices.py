@@ -13,6 +13,7 @@ from gateway.auth.broker import BrokerAuthenticator
 from gateway.device import Device, Surroundings
 from gateway.engine.effects import CloseReason
 from gateway.mqtt import Credentials
+from gateway.topics import Presence
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,14 @@ class Devices:
     Args:
         authenticator: checks keys before a link is opened; None where the broker does, by the link's CONNECT.
         credentials: the gateway's own, for links of devices that an authenticator has checked.
+        max_devices: how many links there may be.
     """
 
-    def __init__(self, around: Surroundings, authenticator: Authenticator | None, credentials: Credentials) -> None:
+    def __init__(
+        self, around: Surroundings, authenticator: Authenticator | None, credentials: Credentials, max_devices: int
+    ) -> None:
         self._around = around
+        self._max_devices = max_devices
         self._authenticator = authenticator
         self._credentials = credentials
         self._devices: dict[str, Device] = {}
@@ -62,6 +67,10 @@ class Devices:
             verdict = await self._ask(checker, claim)
             if verdict is not Verdict.ACCEPTED:
                 return verdict
+        if claim.serial not in self._devices and self.full:
+            return Verdict.FULL
+        if self._around.node_link.displaced:
+            return Verdict.MOVED
         with self._claimed(claim) as device:  # at once: whoever is revoked from here on is found
             if checker is None:
                 verdict = await self._ask(BrokerAuthenticator(device), claim)
@@ -82,17 +91,29 @@ class Devices:
                 log.info("device revoked", extra={"serial": serial})
                 self._let_go(device.drain(0.0, CloseReason.REVOKED), serial)
 
-    async def adopt(self, serials: Iterable[str]) -> None:
-        """Park the links of devices that an earlier life of this node had, paced."""
-        if self._authenticator is None:
-            return  # only the devices have the keys: their sessions wait in the broker
-        for serial in serials:
-            presence = await self._around.node_link.presence(serial)  # it may have gone to another node meanwhile
-            wanted = serial not in self._devices and self._authenticator.knows(serial)
-            if wanted and presence is not None and presence.node == self._around.node:
+    @property
+    def full(self) -> bool:
+        """Whether there is no place for another device."""
+        return len(self._devices) >= self._max_devices
+
+    @property
+    def adopts(self) -> bool:
+        """Whether links can be opened for devices that are away: not where only they have the keys."""
+        return self._authenticator is not None
+
+    async def adopt(self, orphans: dict[str, Presence]) -> None:
+        """Park the links of devices that an earlier life of this node had, paced; of none whose key is gone.
+
+        Args:
+            orphans: by serial; those that come to another node meanwhile are removed from it.
+        """
+        for serial in tuple(orphans):
+            presence = orphans.get(serial)
+            known = self._authenticator is not None and self._authenticator.knows(serial)
+            if presence is not None and known and serial not in self._devices and not self.full:
                 device = self._devices[serial] = Device(serial, self._credentials, self._around, self._forget)
                 device.adopt(presence)
-            await asyncio.sleep(ADOPT_PAUSE_S)
+                await asyncio.sleep(ADOPT_PAUSE_S)
 
     async def drain(self, drain_s: float) -> None:
         """Let every device go, spread over time, each when its acks are in; the broker keeps the sessions."""

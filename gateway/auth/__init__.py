@@ -31,12 +31,13 @@ class DeviceKey(msgspec.Struct, frozen=True):
 
 
 class Verdict(enum.Enum):
-    """What a check says. Only DENIED is told to the device, as `auth:fail`."""
+    """What a check says, or an admission. Only DENIED is told to the device, as `auth:fail`."""
 
     ACCEPTED = enum.auto()
     DENIED = enum.auto()  # an unknown serial and a wrong key are not told apart
     UNAVAILABLE = enum.auto()  # nobody's answer: to be asked again
     MOVED = enum.auto()  # the device went to another node meanwhile: nothing to be asked any more
+    FULL = enum.auto()  # of an admission alone: there is no place
 
 
 class Authenticator(Protocol):

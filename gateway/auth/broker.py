@@ -18,6 +18,9 @@ class Link(Protocol):
 class Linked(Protocol):
     """A device, whose link is None when it has gone to another node."""
 
+    async def give_way(self) -> bool:
+        """Whether the device has gone, or goes now, because another node has it while its link is down."""
+
     @property
     def link(self) -> Link | None:
         """The link that the device has, or will have when a key is accepted."""
@@ -31,8 +34,8 @@ class BrokerAuthenticator:
 
     async def check(self, claim: DeviceKey) -> Verdict:
         """Connect as the device. Any answer but a clear one (3.2.2.2) is none: a busy broker is no wrong key."""
-        link = self._device.link
-        if link is None:
+        gone, link = await self._device.give_way(), self._device.link
+        if gone or link is None:
             return Verdict.MOVED
         match await link.prove(mqtt.Credentials(claim.serial, claim.key.encode())):
             case mqtt.Opened():

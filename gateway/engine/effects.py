@@ -22,6 +22,7 @@ class CloseReason(StrEnum):
     AUTH_UNAVAILABLE = "auth-unavailable"
     REVOKED = "revoked"
     TOKEN_EXPIRED = "token-expired"  # noqa: S105
+    OVERLOADED = "overloaded"
     INTERNAL_ERROR = "internal-error"
 
 
@@ -34,6 +35,7 @@ ORDERLY: Final = frozenset(
         CloseReason.UNAUTHENTICATED,
         CloseReason.REVOKED,
         CloseReason.TOKEN_EXPIRED,
+        CloseReason.OVERLOADED,
         CloseReason.INTERNAL_ERROR,
     }
 )

@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar, Protocol
 
+import msgspec
 from aiohttp import web
 
 from gateway import keyfile
@@ -154,6 +154,15 @@ async def key_service() -> AsyncIterator[KeyService]:
         await runner.cleanup()
 
 
+class Plate(msgspec.Struct):
+    """A device that no other node has."""
+
+    link: Link | None
+
+    async def give_way(self) -> bool:
+        return self.link is None
+
+
 class Mosquitto:
     """A mosquitto with a password file; each device proves its key on a link of its own."""
 
@@ -166,11 +175,10 @@ class Mosquitto:
     async def check(self, claim: DeviceKey) -> Verdict:
         if claim.serial not in self._links:
             self._links[claim.serial] = make_link(self._broker.url, Owner(), client_id=f"gw:{claim.serial}")
-        device = SimpleNamespace(link=self._links[claim.serial])
-        return await BrokerAuthenticator(device).check(claim)
+        return await BrokerAuthenticator(Plate(self._links[claim.serial])).check(claim)
 
     def knows(self, serial: str) -> bool:
-        return BrokerAuthenticator(SimpleNamespace(link=None)).knows(serial)
+        return BrokerAuthenticator(Plate(None)).knows(serial)
 
     async def close(self) -> None:
         for link in self._links.values():

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gateway.auth import DeviceKey, Verdict
-from tests.auth.registries import KeyFile, OpenRegistry, Registry, key_service, mosquitto
+from gateway.auth.broker import BrokerAuthenticator
+from tests.auth.registries import KeyFile, OpenRegistry, Plate, Registry, key_service, mosquitto
 
 OPEN, FILE, HTTP, BROKER = "open", "file", "http", "broker"
 
@@ -126,3 +127,7 @@ async def test_no_key_is_logged_and_closing_twice_does_nothing(
     assert "geheim" not in repr(registry.authenticator)
     await registry.authenticator.close()
     await registry.authenticator.close()
+
+
+async def test_a_device_that_has_gone_to_another_node_is_not_asked_for() -> None:
+    assert await BrokerAuthenticator(Plate(None)).check(DeviceKey("AC1", "key")) is Verdict.MOVED
