@@ -228,6 +228,38 @@ async def test_a_device_waits_for_the_broker_instead_of_failing(registry: LocalB
         await wrong.disconnect()
 
 
+async def test_strangers_with_wrong_keys_do_not_keep_a_device_from_its_link(registry: LocalBroker) -> None:
+    """They know the serial, and try without a pause; the broker restarts, and the device's link comes back."""
+    own = registry.url.replace("mqtt://", "mqtt://gateway:g@")
+    tried: asyncio.Queue[str] = asyncio.Queue()
+
+    async def guess(stranger: Device) -> None:
+        while True:
+            tried.put_nowait(await stranger.authenticate("wrong"))
+
+    async with gateway(own, "--auth", "broker") as node:
+        plate, strangers = Device("AC1"), [Device("AC1") for _ in range(5)]
+        for one in (plate, *strangers):
+            await one.connect(node.devices)
+        assert await plate.authenticate("right") == "auth:ok"
+        guesses = [asyncio.create_task(guess(stranger)) for stranger in strangers]
+        await tried.get()
+        await registry.stop()
+        await node.logged("broker lost")
+        await registry.start()
+        async with service(registry.url, username="service", password="s") as api:
+            await api.send("devices/AC1/commands/media_stop", {"stop": True})
+            await plate.expect("media_stop")
+            assert (await api.outcome("devices/AC1/acks/media_stop"))["status"] == "acked"
+        assert not plate.gone.is_set()
+        for task in guesses:
+            task.cancel()
+        await asyncio.wait(guesses)
+        assert {tried.get_nowait() for _ in range(tried.qsize())} == {"auth:fail"}
+        for one in (plate, *strangers):
+            await one.disconnect()
+
+
 async def test_a_broker_that_refuses_the_node_is_said_clearly(registry: LocalBroker) -> None:
     command = [sys.executable, "-m", "gateway", "serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
     process = await asyncio.create_subprocess_exec(
