@@ -59,7 +59,7 @@ def make(sockets: Sockets, replays: Pace) -> Device:
         replays=replays,
         links=links,
         sockets=sockets,  # type: ignore[arg-type]
-        node_link=Quiet(),  # type: ignore[arg-type]
+        node_link=Quiet(),
         metrics=Quiet(),  # type: ignore[arg-type]
     )
     return Device("AC1", Credentials(), around, lambda _: None)
