@@ -117,7 +117,10 @@ class FrontDoor:
         if verdict is Verdict.DENIED:
             log.info("signature wrong", extra={"serial": claim.serial, "address": socket.address})
             self._fail(socket)
-        elif verdict is Verdict.UNAVAILABLE:
+        elif verdict is Verdict.FULL:
+            log.warning("no place for a device", extra={"serial": claim.serial, "address": socket.address})
+            self._sockets.close(socket.number, CloseReason.OVERLOADED)
+        elif verdict is not Verdict.ACCEPTED:
             self._sockets.close(socket.number, CloseReason.REPLACED)  # by another node, meanwhile
 
     def _welcome(self, socket: Socket, device: Device) -> None:
