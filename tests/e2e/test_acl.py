@@ -59,7 +59,7 @@ RIGHTS: Final[Mapping[str, tuple[str, str]]] = {  # topic under the prefix: who 
     "rooms/AC1/events/enable_remote_cmd": ("G", "G"),
     "rooms/AC1/events/restart_device": ("G", "G"),
     "rooms/AC1/anything": ("", ""),
-    "nodes/gw-1/status": ("G", "CDO"),
+    "nodes/gw-1/status": ("G", "GCDO"),
     "inbox/commander/outcomes": ("GCDVS", "CD"),  # the patterns for devices hold for every user
     "anything": ("", ""),
 }
