@@ -4,9 +4,11 @@ import asyncio
 import base64
 import re
 import struct
+import threading
 from asyncio import IncompleteReadError, StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from select import select
 from typing import Any, Final, Self
 
 import aiohttp
@@ -87,9 +89,9 @@ class RawSocket:
                 if opcode == TEXT and data.startswith(start.encode()):
                     return data.decode()
 
-    async def end(self) -> int | None:
+    async def end(self, within_s: float | None = WAIT_S) -> int | None:
         """Wait until the gateway has closed the connection; the code that it gave, if any."""
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(within_s):
             try:
                 while True:
                     opcode, data = await self.read()
@@ -99,17 +101,21 @@ class RawSocket:
                 return None
 
     async def flood(self, chunk: bytes) -> None:
-        """Write this for as long as the connection lasts, and read what comes."""
-        reading = asyncio.create_task(self.end())
+        """Write this for as long as the connection lasts, from a thread that waits for nobody; read what comes."""
+        stop = threading.Event()
+        writing = asyncio.get_running_loop().run_in_executor(None, self._write, chunk, stop)
         try:
-            while not self.writer.is_closing() and not reading.done():
-                self.writer.write(chunk)
-                await self.writer.drain()
-        except ConnectionError:
-            pass
+            await self.end(None)
         finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            stop.set()
+            await writing
+
+    def _write(self, chunk: bytes, stop: threading.Event) -> None:
+        with self.writer.get_extra_info("socket").dup() as connection, suppress(OSError):
+            left = memoryview(chunk)
+            while not stop.is_set():
+                if select([], [connection], [], 0.05)[1]:
+                    left = left[connection.send(left) :] or memoryview(chunk)
 
 
 async def samples(node: Node) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Floods of small, of huge and of malformed messages: their sender is slowed or closed, and counted; others are served."""
+"""Floods of small, huge and malformed messages: their sender is slowed or closed, and counted; others are served."""
 
 import asyncio
 import socket
