@@ -10,7 +10,7 @@ import pytest
 
 from gateway.brokers import LocalBroker
 from gateway.topics import RESERVED
-from tests.e2e.hostile import counted, counts, serve
+from tests.e2e.hostile import RawSocket, counted, counts, serve
 from tests.e2e.world import WAIT_S, Device, Node, Service, device, gateway, service, viewer
 
 NODELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -219,3 +219,30 @@ async def test_an_ack_that_is_huge_ends_its_command(api: Service, node: Node, by
         await api.send("devices/AC1/commands/media_stop/next", {"stop": True})
         assert (await api.outcome("devices/AC1/acks/media_stop/next"))["status"] == "acked"
     await serve(api, bystander, 2)
+
+
+@pytest.mark.parametrize(
+    "ack",
+    [
+        '["\\ud800"]',
+        '[{"ack":true,"\\udfff":"\\ud800"}]',
+        "[" * 900 + "]" * 900,
+        "[{" + ",".join(f'"{number}":0' for number in range(60_000)) + "}]",
+        '[{"ack":true,"n":' + "9" * 100_000 + "}]",
+        '[{"ack":true,"n":1e999}]',
+        "[]",
+        "[1,2,3,4,5,6,7,8,9,10]",
+        '["\\u0000"]',
+    ],
+    ids=["half a pair", "half pairs", "deep", "keys", "digits", "infinity", "nothing", "many", "U+0000"],
+)
+async def test_an_ack_of_any_json_ends_its_command(api: Service, node: Node, bystander: Device, ack: str) -> None:
+    """Or its sender is closed; then the command waits for it."""
+    async with RawSocket.open(node, "AC1") as peer:
+        await api.send("devices/AC1/commands/media_stop/odd", {"stop": True}, qos=0)
+        asked = await peer.until("42")
+        peer.text(f"43{asked[2 : asked.index('[')]}{ack}")
+        outcome = await api.outcome("devices/AC1/acks/media_stop/odd")
+        assert outcome["status"] in ("acked", "nacked", "lost")
+    await serve(api, bystander, 2)
+    assert await counted(node, "gateway_closes_total", reason="internal-error") == 0
