@@ -161,7 +161,12 @@ class Gateway:
 
     async def _listen(self, name: str, app: web.Application, where: Listen) -> None:
         runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=1.0
+            app,
+            access_log=None,
+            handle_signals=False,
+            handler_cancellation=True,
+            auto_decompress=False,  # no client compresses what it posts, and 65 KB of a stranger's would become 64 MB
+            shutdown_timeout=1.0,
         )
         self._listeners[name] = runner
         await runner.setup()
