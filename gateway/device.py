@@ -175,7 +175,7 @@ class Device:
                 self.handle(f.Settled(event.delivery))
             case Published():
                 if event.code >= FAILED:
-                    log.warning("outcome refused by the broker", extra={"serial": self.serial, "code": event.code})
+                    log.warning("publish refused by the broker", extra={"serial": self.serial, "code": event.code})
                 self.handle(f.Published(event.token, event.code))
             case Opened():
                 self.handle(f.LinkOpened(event.session_present))
@@ -343,7 +343,7 @@ class Device:
         Its commands, of which the other may have carried out some, must not meet the sessions that come back.
         """
         link = self.link
-        if link is None or link.connected or not self._session.presence or await self._is_ours():
+        if link is None or link.connected or not self.used or await self._is_ours():
             return self.link is None
         await link.close()
         if self.link is link:

@@ -48,7 +48,7 @@ async def registry(tmp_path: Path) -> AsyncIterator[LocalBroker]:
     shutil.copy(ACL, acl)
     passwords.touch(mode=0o600)
     acl.chmod(0o600)
-    for user, key in (("gateway", "g"), ("service", "s"), ("AC1", "right"), ("AC2", "other")):
+    for user, key in (("gateway", "g"), ("commander", "s"), ("AC1", "right"), ("AC2", "other")):
         command = [program("mosquitto_passwd"), "-b", str(passwords), user, key]
         subprocess.run(command, check=True, capture_output=True, timeout=WAIT_S)
     overrides = {"allow_anonymous": "false", "password_file": str(passwords), "acl_file": str(acl)}
@@ -64,7 +64,7 @@ async def test_the_broker_checks_keys(registry: LocalBroker) -> None:
     own = registry.url.replace("mqtt://", "mqtt://gateway:g@")
     async with (
         gateway(own, "--auth", "broker") as node,
-        service(registry.url, username="service", password="s") as api,
+        service(registry.url, username="commander", password="s") as api,
     ):
         wrong = Device("AC1")
         await wrong.connect(node.devices)
