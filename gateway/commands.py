@@ -76,6 +76,7 @@ class CommandReader:
             duplicate=duplicate,
             refusal=bad_topic or self._catalog.refusal(name) or bad_payload or bad_timeout or bad_id or bad_answer,
             size_bytes=len(message.payload),
+            expires_in_broker=message.expiry_s is not None,
         )
 
     def _id(self, in_topic: str | None, message: Message) -> tuple[str, str | None]:

@@ -1,7 +1,8 @@
 """Deliveries: what becomes of a device's commands. Pure; time is an argument.
 
 It decides the order of emission, repetition, timeouts and outcomes (README, "Outcomes"), and when a command may be
-PUBACKed: once the broker has its outcome, or, for an event that must not repeat, just before it is emitted.
+PUBACKed: once the broker has its outcome, or, for an event that must not repeat, before it is emitted, which then
+waits until the broker has read the PUBACK.
 """
 
 import enum
@@ -40,13 +41,15 @@ class _Job:
     """A command on its way to its final outcome."""
 
     __slots__ = (
-        "attempts", "command", "delivery", "emit_ids", "expires_at", "order", "since", "state", "told", "wake_at",
+        "attempts", "command", "confirming", "delivery", "emit_ids", "expires_at", "order", "since", "state", "told",
+        "wake_at",
     )  # fmt: skip
 
     def __init__(self, command: f.Command, order: int, now: float) -> None:
         self.command = command
         self.order = order
         self.delivery = command.delivery  # None once it was PUBACKed or the broker forgot it
+        self.confirming: int | None = None  # the delivery whose PUBACK the broker must have read before the emission
         self.since = now
         self.expires_at = now + command.lifetime_s
         self.wake_at: float | None = None
@@ -64,8 +67,9 @@ class Deliveries:
     """The open commands of one device; effects are appended to the list given, to be carried out in order."""
 
     __slots__ = (
-        "_effects", "_emitted", "_emitted_bytes", "_late", "_limits", "_link_open", "_next_emit", "_next_order",
-        "_node", "_open", "_open_bytes", "_outcomes", "_queue", "_serial", "_socket", "_timers", "_unsettled",
+        "_effects", "_emitted", "_emitted_bytes", "_held", "_late", "_limits", "_link_lost_at", "_link_open",
+        "_next_emit", "_next_order", "_node", "_open", "_open_bytes", "_outcomes", "_queue", "_serial", "_socket",
+        "_timers", "_unsettled",
     )  # fmt: skip
 
     def __init__(self, serial: str, node: str, limits: Limits, effects: list[f.Effect]) -> None:
@@ -75,7 +79,9 @@ class Deliveries:
         self._effects = effects
         self._outcomes = Outcomes(effects)
         self._socket: int | None = None
+        self._held = False  # the socket has to wait for its turn
         self._link_open = False
+        self._link_lost_at = 0.0
         self._emitted_bytes = self._open = self._open_bytes = 0  # of commands without a final outcome
         self._queue: dict[int, _Job] = {}  # order → waiting command, in the order of emission
         self._emitted: dict[int, _Job] = {}  # emit id → command; one that was emitted twice is there twice
@@ -104,6 +110,7 @@ class Deliveries:
     def command(self, command: f.Command, now: float) -> None:
         """Take a command: emit it, hold it, or answer it at once."""
         if command.duplicate and command.delivery is not None and self._known(command.id, command.delivery):
+            self._pump(now)
             return
         self._next_order += 1
         job = _Job(command, self._next_order, now)
@@ -134,11 +141,18 @@ class Deliveries:
             return True
         for job in (*self._emitted.values(), *self._queue.values()):
             if job.command.id == id:
-                self._unsettled.pop(job.delivery or 0, None)
-                self._unsettled[delivery] = job
-                job.delivery = delivery
+                self._redeliver(job, delivery)
                 return True
         return False
+
+    def _redeliver(self, job: _Job, delivery: int) -> None:
+        if job.at_most_once and job.attempts:  # it is not to be emitted by anybody, whatever becomes of us
+            self._effects.append(f.Puback(delivery))
+            return
+        self._unsettled.pop(job.delivery or 0, None)
+        self._unsettled[delivery] = job
+        job.delivery = delivery
+        job.confirming = None
 
     def acked(self, emit_id: int, args: Args, now: float) -> None:
         """The current socket acked an emission."""
@@ -156,6 +170,13 @@ class Deliveries:
             self._outcomes.say(outcome, late.command.answer)
         else:
             self._effects.append(f.Ignore("unknown_ack"))
+
+    def settled(self, delivery: int, now: float) -> None:
+        """The broker has read a PUBACK that an emission waits for."""
+        job = next(iter(self._queue.values()), None)  # the first holds up the rest, so no other can wait for it
+        if job is not None and job.confirming == delivery:
+            job.confirming = None
+            self._pump(now)
 
     def published(self, token: int, code: int, now: float) -> None:
         """The broker answered for an outcome: its command need not be delivered again, or the outcome is refused."""
@@ -177,9 +198,15 @@ class Deliveries:
                 self._expire(job, now)
         self._pump(now)
 
-    def attach(self, socket: int, now: float) -> None:
-        """Emit to this socket from now on, beginning with what waited."""
+    def attach(self, socket: int, now: float, *, held: bool) -> None:
+        """Emit to this socket from now on, beginning with what waited; `held`: not before `release`."""
         self._socket = socket
+        self._held = held
+        self._pump(now)
+
+    def release(self, now: float) -> None:
+        """Emit to the socket that was attached."""
+        self._held = False
         self._pump(now)
 
     def detach(self, now: float) -> None:
@@ -213,19 +240,22 @@ class Deliveries:
             for job in self._unsettled.values():
                 if job is not None:
                     job.delivery = None
+            for job in self._queue.values():
+                job.confirming = None
             self._unsettled.clear()
             self._outcomes.forget_deliveries()
         self._pump(now)
 
-    def link_lost(self) -> None:
+    def link_lost(self, now: float) -> None:
         """The link is down for now: no PUBACK can leave."""
         self._link_open = False
+        self._link_lost_at = now
 
     def give_up(self, now: float) -> None:
         """The device moved: its new owner answers what the broker delivers again, we answer for the rest."""
+        self._outcomes.hand_over(now if self._link_open else self._link_lost_at)
         self._socket = None
         self._link_open = False
-        self._outcomes.hand_over()
         jobs = {job.order: job for job in (*self._emitted.values(), *self._queue.values())}
         for _, job in sorted(jobs.items()):
             if job.delivery is None:
@@ -244,7 +274,7 @@ class Deliveries:
     def _pump(self, now: float) -> None:
         """Emit what may be emitted, in order; the first that must wait holds up the rest."""
         queue = self._queue
-        while queue and self._socket is not None:
+        while queue and self._socket is not None and not self._held:
             job = next(iter(queue.values()))
             if job.expires_at <= now:
                 self._expire(job, now)
@@ -257,15 +287,15 @@ class Deliveries:
                 break
 
     def _may_emit(self, job: _Job) -> bool:
-        """Whether a command may be emitted now; settles one that must never be delivered again."""
+        """Whether a command may be emitted now; settles one first that must never be delivered again."""
         delivery = job.delivery
         if delivery is None or not job.at_most_once:
-            return True
+            return job.confirming is None
         # [MQTT-4.6.0-2] PUBACKs go in the order of receipt, so every earlier one must have gone.
-        if not self._link_open or next(iter(self._unsettled)) != delivery:
-            return False
-        self._settle(delivery)
-        return True
+        if self._link_open and next(iter(self._unsettled)) == delivery:
+            self._settle(delivery, confirm=True)
+            job.confirming = delivery
+        return False
 
     def _emit(self, job: _Job, socket: int, now: float) -> None:
         self._next_emit += 1
@@ -301,7 +331,8 @@ class Deliveries:
             return
         if job.wake_at != job.expires_at:
             self._wake(job, job.expires_at)
-        if not job.told:
+        about_to_be_emitted = job.confirming is not None and self._socket is not None
+        if not job.told and not about_to_be_emitted:
             job.told = True
             self._outcomes.say(self._outcome(job, now, "queued", final=False), job.command.answer)
 
@@ -322,7 +353,8 @@ class Deliveries:
             self._emitted.pop(emit_id, None)
         self._open -= 1
         self._open_bytes -= job.command.size_bytes
-        self._outcomes.conclude(self._outcome(job, now, status, data, error), job.command, job.delivery)
+        outcome = self._outcome(job, now, status, data, error)
+        self._outcomes.conclude(outcome, job.command, job.delivery, job.expires_at)
 
     def _outcome(
         self,
@@ -350,8 +382,8 @@ class Deliveries:
             late=late,
         )
 
-    def _settle(self, delivery: int) -> None:
+    def _settle(self, delivery: int, *, confirm: bool = False) -> None:
         job = self._unsettled.pop(delivery, None)
         if job is not None:
             job.delivery = None
-        self._effects.append(f.Puback(delivery))
+        self._effects.append(f.Puback(delivery, confirm))

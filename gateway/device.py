@@ -31,6 +31,7 @@ from gateway.mqtt import (
     Options,
     Published,
     Received,
+    Settled,
     Subscribed,
     Subscription,
     Will,
@@ -162,6 +163,8 @@ class Device:
         match event:
             case Received():
                 self._received(event)
+            case Settled():
+                self.handle(f.Settled(event.delivery))
             case Published():
                 if event.code >= FAILED:
                     log.warning("outcome refused by the broker", extra={"serial": self.serial, "code": event.code})
@@ -268,8 +271,7 @@ class Device:
             case f.Publish():
                 self._around.node_link.publish(effect.message)
             case f.Puback() if self.link is not None:
-                self.link.puback(effect.delivery)
-                self.link.flush()  # before what follows: perhaps the emission of what must not be delivered again
+                self.link.puback(effect.delivery, confirm=effect.confirm)
             case f.Reply():
                 self._around.sockets.reply(effect.socket, effect.ack_id, effect.args)
             case f.Relay():

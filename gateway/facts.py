@@ -30,7 +30,8 @@ class Answer(msgspec.Struct, frozen=True):
 class Command(msgspec.Struct, frozen=True):
     """A service published a command; `refusal` is set when it can only be rejected.
 
-    `lifetime_s` counts from now; `duplicate` says that the broker has delivered it before; `size_bytes` is its payload.
+    `lifetime_s` counts from now, and with `expires_in_broker` the broker does not deliver it any more after that;
+    `duplicate` says that the broker has delivered it before; `size_bytes` is its payload.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Command(msgspec.Struct, frozen=True):
     duplicate: bool = False
     refusal: str | None = None
     size_bytes: int = 0
+    expires_in_broker: bool = False
 
 
 class Replied(msgspec.Struct, frozen=True):
@@ -55,11 +57,15 @@ class Replied(msgspec.Struct, frozen=True):
 
 
 class Attached(msgspec.Struct, frozen=True):
-    """An authenticated socket is now the device; `at` is RFC 3339."""
+    """An authenticated socket is now the device; `at` is RFC 3339.
+
+    `held`: nothing is emitted before Released, because too many devices come back at once.
+    """
 
     socket: int
     client: Client
     at: str
+    held: bool = False
 
 
 class Adopted(msgspec.Struct, frozen=True):
@@ -107,6 +113,16 @@ class Moved(msgspec.Struct, frozen=True):
     """The session was taken over: another node owns the device."""
 
 
+class Settled(msgspec.Struct, frozen=True):
+    """The broker has read the PUBACK of a delivery: nobody gets it again."""
+
+    delivery: int
+
+
+class Released(msgspec.Struct, frozen=True):
+    """The turn of a device that was attached `held` has come."""
+
+
 class Published(msgspec.Struct, frozen=True):
     """The broker has the message `token`, or refuses it with a `code` of 0x80 and above."""
 
@@ -119,7 +135,20 @@ class Ticked(msgspec.Struct, frozen=True):
 
 
 Fact = (
-    Command | Replied | Attached | Adopted | Lost | Acked | Emitted | LinkOpened | LinkLost | Moved | Published | Ticked
+    Command
+    | Replied
+    | Attached
+    | Released
+    | Adopted
+    | Lost
+    | Acked
+    | Emitted
+    | LinkOpened
+    | LinkLost
+    | Moved
+    | Settled
+    | Published
+    | Ticked
 )
 
 
@@ -162,9 +191,10 @@ class Relay(msgspec.Struct, frozen=True):
 
 
 class Puback(msgspec.Struct, frozen=True):
-    """The broker need not deliver this again."""
+    """The broker need not deliver this again; with `confirm`, Settled is to tell when it surely does not."""
 
     delivery: int
+    confirm: bool = False
 
 
 class Drop(msgspec.Struct, frozen=True):

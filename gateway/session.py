@@ -78,6 +78,8 @@ class DeviceSession:
                 self._deliveries.command(fact, now)
             case f.Acked() if fact.socket == self._socket:
                 self._deliveries.acked(fact.emit_id, fact.args, now)
+            case f.Settled():
+                self._deliveries.settled(fact.delivery, now)
             case f.Published():
                 self._deliveries.published(fact.token, fact.code, now)
             case f.Emitted() if fact.socket == self._socket:
@@ -88,6 +90,8 @@ class DeviceSession:
                 self._tick(now)
             case f.Attached():
                 self._attach(fact, now)
+            case f.Released():
+                self._deliveries.release(now)
             case f.Adopted():
                 self._adopt(fact.at)
             case f.Lost() if fact.socket == self._socket:
@@ -96,7 +100,7 @@ class DeviceSession:
                 self._open_link(fact.resumed, now)
             case f.LinkLost():
                 self._link_open = False
-                self._deliveries.link_lost()
+                self._deliveries.link_lost(now)
             case f.Moved():
                 self._move(now)
             case _:  # of a socket that is no longer the device: compare and delete
@@ -112,7 +116,7 @@ class DeviceSession:
             self._deliveries.detach(now)
         self._socket = fact.socket
         self._announce(Presence(online=True, node=self._node, since=fact.at, client=fact.client))
-        self._deliveries.attach(fact.socket, now)
+        self._deliveries.attach(fact.socket, now, held=fact.held)
 
     def _adopt(self, at: str) -> None:
         if self._socket is None:

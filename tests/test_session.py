@@ -1,5 +1,6 @@
 """DeviceSession by example: one test per row of the promise table (README, "Outcomes") and per trap."""
 
+from collections import deque
 from typing import Any
 
 import msgspec
@@ -24,15 +25,22 @@ class World:
     def __init__(self, catalog: Catalog = CATALOG, **limits: Any) -> None:
         self.session = DeviceSession("AC1", "gw-1", Topics("gw/v1"), catalog, Limits(**limits), "n")
         self.now = 1000.0
+        self.reads_pubacks = True  # the broker, at once, where that is to be confirmed
         self.effects: list[f.Effect] = []
         self.ids = 0
 
     def tell(self, *facts: f.Fact) -> list[f.Effect]:
-        self.effects = [effect for fact in facts for effect in self.session.handle(fact, self.now)]
+        self.effects = []
+        told = deque(facts)
+        while told:
+            effects = self.session.handle(told.popleft(), self.now)
+            self.effects += effects
+            if self.reads_pubacks:
+                told.extendleft(f.Settled(e.delivery) for e in effects if isinstance(e, f.Puback) and e.confirm)
         return self.effects
 
-    def attach(self, socket: int = 1) -> list[f.Effect]:
-        return self.tell(f.Attached(socket, CLIENT, AT))
+    def attach(self, socket: int = 1, *, held: bool = False) -> list[f.Effect]:
+        return self.tell(f.Attached(socket, CLIENT, AT, held))
 
     def lose(self, socket: int = 1, reason: str = "client") -> list[f.Effect]:
         return self.tell(f.Lost(socket, reason, AT))
@@ -303,6 +311,55 @@ def test_a_harmful_event_is_settled_before_it_is_emitted(world: World) -> None:
     assert [type(effect) for effect in world.effects] == [f.Puback, f.Emit]
 
 
+def test_a_harmful_event_waits_until_the_broker_has_read_its_puback(world: World) -> None:
+    """A node that takes the device over before that would be given it, too."""
+    world.attach()
+    world.reads_pubacks = False
+    world.send("restart_device")
+    assert world.effects == [f.Puback(1, confirm=True)], "and it is not said to be queued"
+    world.send("bind_class")
+    assert (world.emits, world.outcomes) == ([], [("c2", "queued")])
+    world.tell(f.Settled(1))
+    assert world.emits == [1, 2]
+    assert world.tell(f.Settled(1)) == []
+
+
+def test_a_broker_that_has_forgotten_delivers_nothing_again(world: World) -> None:
+    world.attach()
+    world.reads_pubacks = False
+    world.send("restart_device")
+    world.tell(f.LinkLost())
+    world.tell(f.LinkOpened(resumed=True))
+    assert not world.emits, "the PUBACK may have been lost with the link"
+    world.tell(f.LinkLost())
+    world.tell(f.LinkOpened(resumed=False))
+    assert world.emits == [1]
+
+
+def test_what_nobody_else_may_be_given_is_lost_with_a_takeover_and_not_emitted(world: World) -> None:
+    world.attach()
+    world.reads_pubacks = False
+    world.send("restart_device")
+    world.tell(f.Moved())
+    assert (world.emits, world.outcomes) == ([], [("c1", "lost")])
+
+
+def test_a_device_that_leaves_before_the_broker_has_read_the_puback(world: World) -> None:
+    world.attach()
+    world.reads_pubacks = False
+    world.send("restart_device")
+    world.lose()
+    assert world.outcomes == [("c1", "queued")]
+    world.tell(f.Settled(1))
+    assert world.emits == []
+    world.attach(2)
+    assert world.emits == [1]
+    world.send("purge_face_data", lifetime_s=5)
+    world.ack(1, socket=2)
+    world.after(5)
+    assert world.outcomes == [("c2", "expired")], "its PUBACK is not read for 5 s"
+
+
 def test_a_harmful_event_waits_until_the_earlier_commands_are_settled(world: World) -> None:
     """PUBACKs go in order: what must be settled before its emission waits for what is not settled yet."""
     world.attach()
@@ -388,12 +445,10 @@ def test_a_redelivered_command_whose_outcome_is_known_is_answered_from_memory(wo
     assert world.pubacks == [77]
 
 
-@pytest.mark.parametrize("event", ["bind_class", "restart_device"])
-def test_a_redelivered_command_that_is_open_is_not_emitted_again(world: World, event: str) -> None:
-    """A PUBACK that was written, but lost with its connection, brings back even what must not repeat."""
+def test_a_redelivered_command_that_is_open_is_not_emitted_again(world: World) -> None:
     world.attach()
-    world.send(event, id="same")
-    world.send(event, id="same", duplicate=True, delivery=77)
+    world.send("bind_class", id="same")
+    world.send("bind_class", id="same", duplicate=True, delivery=77)
     assert world.effects == []
     world.ack(1)
     assert world.outcomes == [("same", "acked")]
@@ -401,6 +456,28 @@ def test_a_redelivered_command_that_is_open_is_not_emitted_again(world: World, e
     world.tell(f.Published(token))
     assert world.pubacks == [77]
     assert world.session.open_commands == 0
+
+
+def test_what_was_emitted_and_must_not_repeat_is_settled_at_once_when_it_comes_again(world: World) -> None:
+    """A PUBACK that the broker forgot brings it back, to whoever has the device by the time of its outcome."""
+    world.attach()
+    world.send("restart_device", id="same")
+    world.send("restart_device", id="same", duplicate=True, delivery=77)
+    assert world.effects == [f.Puback(77)]
+    world.ack(1)
+    assert world.outcomes == [("same", "acked")]
+
+
+def test_a_harmful_event_that_comes_again_before_its_emission_waits_for_the_new_puback(world: World) -> None:
+    world.attach()
+    world.reads_pubacks = False
+    world.send("restart_device", id="same")
+    world.send("restart_device", id="same", duplicate=True, delivery=77)
+    assert world.effects == [f.Puback(77, confirm=True)]
+    world.tell(f.Settled(1))
+    assert not world.emits
+    world.tell(f.Settled(77))
+    assert world.emits == [1]
 
 
 def test_memory_of_outcomes_is_bounded(world: World) -> None:
@@ -482,6 +559,33 @@ def test_a_takeover_drops_the_socket_and_leaves_the_answers_to_the_new_owner(wor
     assert world.session.open_commands == 0
     assert world.session.deadline is None
     assert presence(world.effects) == []
+
+
+@pytest.mark.parametrize(("in_broker", "said"), [(True, [("c1", "expired")]), (False, [])])
+def test_what_had_expired_when_the_device_moved_is_answered_by_the_old_owner(
+    world: World, in_broker: bool, said: list[tuple[str, str]]
+) -> None:
+    """The broker does not deliver it to the new one; but it does where it knows of no expiry."""
+    world.send(lifetime_s=5, expires_in_broker=in_broker)
+    world.send(lifetime_s=8, expires_in_broker=in_broker)
+    world.after(5)
+    assert world.outcomes == [("c1", "expired")]
+    world.tell(f.LinkLost())
+    world.after(3)
+    assert world.outcomes == [("c2", "expired")], "which the new owner has, too"
+    world.tell(f.Moved())
+    assert world.outcomes == said
+    world.tell(f.Moved())
+    assert world.outcomes == []
+
+
+def test_a_device_whose_turn_has_not_come_gets_nothing(world: World) -> None:
+    world.send("bind_class")
+    world.attach(held=True)
+    world.send("bind_class", qos=0)
+    assert (world.emits, world.outcomes) == ([], [("c2", "queued")])
+    world.tell(f.Released())
+    assert world.emits == [1, 2]
 
 
 def test_an_outcome_that_may_not_have_left_with_the_link_is_said_again(world: World) -> None:

@@ -37,7 +37,9 @@ class SessionMachine(RuleBasedStateMachine):
         self.on_socket: list[str] = []  # commands in the order of their first emission on this socket
         self.attempts: Counter[str] = Counter()
         self.settled: Counter[int] = Counter()
-        self.broker_has: set[int] = set()  # deliveries without PUBACK that the broker remembers
+        self.broker_has: set[int] = set()  # deliveries that the broker remembers: it has read no PUBACK for them
+        self.unread: set[int] = set()  # deliveries whose PUBACK was sent, and is to be confirmed
+        self.held = False  # the socket waits for its turn
         self.waiting: dict[int, int | None] = {}  # token → delivery that it may settle
         self.unconfirmed: dict[str, str] = {}  # final outcomes that the broker has not answered for
         self.refused: set[str] = set()
@@ -56,7 +58,7 @@ class SessionMachine(RuleBasedStateMachine):
                 case f.Publish():
                     self.see_publish(effect)
                 case f.Puback():
-                    self.see_puback(effect.delivery)
+                    self.see_puback(effect.delivery, confirm=effect.confirm)
                 case f.Drop():
                     assert effect.socket != self.socket or self.moved
                 case f.Reply():
@@ -65,6 +67,7 @@ class SessionMachine(RuleBasedStateMachine):
     def see_emit(self, effect: f.Emit) -> None:
         assert effect.socket == self.socket, "emitted to a socket that is not the device"
         assert effect.emit_id not in self.emitted, "an ack id was used twice"
+        assert not self.held, "emitted before its turn"
         command = next(c for c in self.commands.values() if c.args == effect.args)
         self.emitted[effect.emit_id] = command.id
         self.attempts[command.id] += 1
@@ -100,7 +103,7 @@ class SessionMachine(RuleBasedStateMachine):
                 "the new owner's to answer"
             )
 
-    def see_puback(self, delivery: int) -> None:
+    def see_puback(self, delivery: int, *, confirm: bool) -> None:
         self.settled[delivery] += 1
         assert self.settled[delivery] == 1, "settled twice"
         assert delivery in self.broker_has, "settled what the broker has forgotten"
@@ -110,7 +113,10 @@ class SessionMachine(RuleBasedStateMachine):
             assert delivery == min(self.broker_has), "emitted while its PUBACK waits for an earlier one"
         else:
             assert command.id in self.confirmed, "settled before the broker had its outcome"
-        self.broker_has.remove(delivery)
+        if confirm:
+            self.unread.add(delivery)
+        else:
+            self.broker_has.remove(delivery)
 
     # what happens
 
@@ -146,12 +152,25 @@ class SessionMachine(RuleBasedStateMachine):
         self.tell(command)
 
     @precondition(lambda self: not self.moved)
-    @rule()
-    def attach(self) -> None:
+    @rule(held=st.sampled_from([False, False, True]))
+    def attach(self, held: bool) -> None:
         self.sockets += 1
-        self.socket = self.sockets
+        self.socket, self.held = self.sockets, held
         self.on_socket.clear()
-        self.tell(f.Attached(self.socket, Client(4, "websocket", ""), ""))
+        self.tell(f.Attached(self.socket, Client(4, "websocket", ""), "", held))
+
+    @precondition(lambda self: self.held)
+    @rule()
+    def release(self) -> None:
+        self.held = False
+        self.tell(f.Released())
+
+    @precondition(lambda self: self.link_open and self.unread)
+    @rule()
+    def read_puback(self) -> None:
+        delivery = self.unread.pop()
+        self.broker_has.remove(delivery)
+        self.tell(f.Settled(delivery))
 
     @rule(stale=st.booleans())
     def lose(self, stale: bool) -> None:
@@ -209,6 +228,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.link_open = True
         if not resumed:
             self.broker_has.clear()
+            self.unread.clear()
         self.tell(f.LinkOpened(resumed))
 
     @rule(event=st.sampled_from(["hello", "cmd_result", "", "+", "\ud800"]), ack_id=st.sampled_from([None, 1]))
@@ -223,6 +243,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule()
     def moved_away(self) -> None:
         self.moved, self.link_open = True, False
+        self.broker_has -= self.unread  # whether it has read them, nobody knows: the old owner answers
         self.tell(f.Moved())
         self.socket = None
 
@@ -241,7 +262,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_waits_without_a_reason(self) -> None:
-        if self.socket is not None and self.link_open and not self.waiting:
+        if self.socket is not None and self.link_open and not self.waiting and not self.unread and not self.held:
             left = [name for name in self.commands if not self.finals[name]]
             assert not left or any(name in self.on_socket for name in left)
 
@@ -259,7 +280,11 @@ class SessionMachine(RuleBasedStateMachine):
             return
         if not self.link_open:
             self.link_opened(resumed=True)
-        while self.waiting or self.session.deadline is not None:
+        while self.waiting or self.unread or self.held or self.session.deadline is not None:
+            if self.held:
+                self.release()
+            while self.unread:
+                self.read_puback()
             for token in tuple(self.waiting):
                 self.confirm(token)
             deadline = self.session.deadline

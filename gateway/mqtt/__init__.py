@@ -101,6 +101,12 @@ class Received(Struct, frozen=True, gc=False):
     duplicate: bool
 
 
+class Settled(Struct, frozen=True, gc=False):
+    """The broker has read the PUBACK of a delivery for which that was asked: it never delivers it again."""
+
+    delivery: int
+
+
 class Published(Struct, frozen=True, gc=False):
     """A publish with this token is done: `code` 0, 0x10 (nobody subscribes), or 0x80 and above (failed)."""
 
@@ -121,7 +127,7 @@ class Closed(Struct, frozen=True, gc=False):
     reason: str
 
 
-Event: TypeAlias = Opened | Subscribed | Received | Published | Dropped | Closed
+Event: TypeAlias = Opened | Subscribed | Received | Settled | Published | Dropped | Closed
 
 
 class Down(Struct, frozen=True, gc=False):

@@ -1,11 +1,11 @@
 """The two flows of PUBLISH and PUBACK (pure): what must still be acknowledged or resent, across connections."""
 
 from collections import deque
-from itertools import islice
+from collections.abc import Iterable
 
 import mqtt5
 
-from gateway.mqtt import Dropped, Event, Message, Options, Published, Received
+from gateway.mqtt import Dropped, Event, Message, Options, Published, Received, Settled
 from gateway.mqtt.wire import (
     LAST_PUBLISH_ID,
     MAX_PACKET_BYTES,
@@ -23,12 +23,13 @@ PING = 0  # stands for a PINGREQ where a packet id is asked for
 class _Delivery:
     """A received QoS 1 message whose PUBACK may not have reached the broker."""
 
-    __slots__ = ("acked", "fingerprint", "number")
+    __slots__ = ("acked", "confirm", "fingerprint", "number")
 
     def __init__(self, number: int, fingerprint: int) -> None:
         self.number = number
         self.fingerprint = fingerprint
         self.acked = False
+        self.confirm = False  # its owner waits to hear that the broker has read the PUBACK
 
 
 class Inbox:
@@ -38,12 +39,13 @@ class Inbox:
     done with. So a written one is remembered until the broker has answered a packet that was written after it.
     """
 
-    __slots__ = ("_count", "_events", "_maximum", "_pending", "_probe", "_stale", "_written")
+    __slots__ = ("_confirming", "_count", "_events", "_maximum", "_pending", "_probe", "_stale", "_written")
 
     def __init__(self, receive_maximum: int, events: list[Event]) -> None:
         self._maximum = receive_maximum
         self._events = events
         self._count = 0
+        self._confirming = 0  # how many owners wait to hear of a PUBACK
         self._pending: dict[int, _Delivery] | None = None  # by packet id, in the order of receipt
         self._written: dict[int, _Delivery] | None = None  # their PUBACK was written
         self._probe: tuple[int, dict[int, _Delivery]] | None = None  # written before the packet of this id
@@ -53,13 +55,16 @@ class Inbox:
         """Expect redeliveries, or none: without the session the old packet ids mean nothing."""
         if not session_present:
             self._stale = None
+            self._confirming = 0
 
     def closed(self) -> None:
         """Keep what the broker may have no PUBACK for; it never has more than the maximum of them."""
         written = (self._probe[1] if self._probe else {}) | (self._written or {})
         if written or self._pending:
             stale = (self._stale or {}) | written | (self._pending or {})
-            self._stale = dict(islice(stale.items(), max(0, len(stale) - self._maximum), None))
+            while len(stale) > self._maximum:
+                self._confirm((stale.pop(next(iter(stale))),))
+            self._stale = stale
             self._pending = self._written = self._probe = None
 
     def receive(self, packet: mqtt5.PublishPacket) -> None:
@@ -73,14 +78,15 @@ class Inbox:
         packet_id = self._check(packet)
         if self._pending is None:
             self._pending = {}
-        if self._written:
-            self._written.pop(packet_id, None)  # the id is in use again: the PUBACK has arrived
-        if self._probe:
-            self._probe[1].pop(packet_id, None)
+        for unread in (self._written, self._probe[1] if self._probe else None):
+            if unread and (read := unread.pop(packet_id, None)):  # the id is in use again: the PUBACK has arrived
+                self._confirm((read,))
         known, fingerprint = self._stale.pop(packet_id, None) if self._stale else None, message.fingerprint
         if known and packet.duplicate and known.fingerprint == fingerprint:
             self._pending[packet_id] = known
             return
+        if known:
+            self._confirm((known,))
         self._count += 1
         number = self._count << 16 | packet_id
         self._pending[packet_id] = _Delivery(number, fingerprint)
@@ -97,13 +103,18 @@ class Inbox:
         # it restored had asked for and sends up to its own max_inflight_messages. To refuse it would never end.
         return packet_id
 
-    def puback(self, delivery: int) -> None:
-        """Mark a delivery as done; a void one is ignored."""
+    def puback(self, delivery: int, *, confirm: bool) -> None:
+        """Mark a delivery as done; a void one is ignored, but confirmed at once."""
         packet_id = delivery & 0xFFFF
         for deliveries in (self._pending, self._stale):
             if deliveries and (known := deliveries.get(packet_id)) and known.number == delivery:
                 known.acked = True
+                if confirm and not known.confirm:
+                    known.confirm = True
+                    self._confirming += 1
                 return
+        if confirm:
+            self._events.append(Settled(delivery))
 
     def settle(self, out: list[bytes]) -> None:
         """Write the PUBACKs that are due: in the order of receipt [MQTT-4.6.0-2]."""
@@ -123,7 +134,7 @@ class Inbox:
             self._written[packet_id] = pending.pop(packet_id)
             out.append(mqtt5.PubAckPacket(packet_id).write())
         while len(self._written) > self._maximum:  # the broker sent more since than it may without the oldest PUBACK
-            del self._written[next(iter(self._written))]
+            self._confirm((self._written.pop(next(iter(self._written))),))
         self._pending = pending or None
 
     def probe(self, packet_id: int) -> None:
@@ -134,9 +145,26 @@ class Inbox:
     def answered(self, packet_id: int) -> None:
         """Forget the PUBACKs that were written before this packet; after a ping there is no redelivery either."""
         if self._probe and self._probe[0] == packet_id:
+            self._confirm(self._probe[1].values())
             self._probe = None
         if packet_id == PING and self._stale:
+            self._confirm(delivery for delivery in self._stale.values() if delivery.acked)
             self._stale = {id: delivery for id, delivery in self._stale.items() if not delivery.acked} or None
+
+    @property
+    def asks(self) -> bool:
+        """Whether an owner waits to hear of a PUBACK, and only a PINGREQ can tell."""
+        if not self._confirming or self._probe:
+            return False
+        unread = (*(self._written or {}).values(), *(self._stale or {}).values())
+        return any(delivery.confirm for delivery in unread)
+
+    def _confirm(self, deliveries: Iterable[_Delivery]) -> None:
+        """Tell the owners that the broker has read these PUBACKs."""
+        for delivery in deliveries:
+            if delivery.confirm:
+                self._confirming -= 1
+                self._events.append(Settled(delivery.number))
 
 
 class _Outgoing:

@@ -344,9 +344,9 @@ class Link:
         """See `MqttSession.publish`."""
         self._session.publish(message, token, droppable)
 
-    def puback(self, delivery: int) -> None:
+    def puback(self, delivery: int, *, confirm: bool = False) -> None:
         """See `MqttSession.puback`."""
-        self._session.puback(delivery)
+        self._session.puback(delivery, confirm=confirm)
 
     def subscribe(self, subscription: Subscription) -> None:
         """See `MqttSession.subscribe`."""

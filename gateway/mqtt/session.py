@@ -152,9 +152,7 @@ class MqttSession:
         deadline = self.deadline
         if deadline is not None and now >= deadline:
             if self._pinged_at is None:
-                self._pinged_at = now
-                self._out.append(mqtt5.PingReqPacket().write())
-                self._inbox.probe(PING)
+                self._ping(now)
             else:
                 self.closed()
                 self._events.append(Closed(None, "no PINGRESP in time"))
@@ -166,12 +164,19 @@ class MqttSession:
         """Bytes to write now, all packets in one; the caller writes them or closes."""
         if self._connected:
             self._flow()
+            if self._inbox.asks and self._pinged_at is None:  # of two pings under way the first would answer for both
+                self._ping(now)
         if not self._out:
             return b""
         data = b"".join(self._out)
         self._out.clear()
         self._sent_at = now
         return data
+
+    def _ping(self, now: float) -> None:
+        self._pinged_at = now
+        self._out.append(mqtt5.PingReqPacket().write())
+        self._inbox.probe(PING)
 
     def _flow(self) -> None:
         self._inbox.settle(self._out)
@@ -258,9 +263,13 @@ class MqttSession:
 
     # --- messages
 
-    def puback(self, delivery: int) -> None:
-        """Acknowledge a delivery; its PUBACK leaves after all earlier ones. Void deliveries are ignored."""
-        self._inbox.puback(delivery)
+    def puback(self, delivery: int, *, confirm: bool = False) -> None:
+        """Acknowledge a delivery; its PUBACK leaves after all earlier ones. Void deliveries are ignored.
+
+        With `confirm` the event Settled follows, once the broker is known to have read it, or to have forgotten the
+        delivery; not if it has forgotten the session: Opened says so.
+        """
+        self._inbox.puback(delivery, confirm=confirm)
 
     def publish(self, message: Message, token: int | None = None, droppable: bool = False) -> None:
         """Queue a publish; with a token it ends in one Published or Dropped.
