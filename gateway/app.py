@@ -47,15 +47,14 @@ class Gateway:
         self._sites: dict[str, web.TCPSite] = {}
         self._adopting: asyncio.Task[None] | None = None
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
-        registry = admin.registry()
         catalog = catalog_of(config.catalog)
-        metrics = Metrics(registry, catalog)
+        metrics = Metrics(catalog, config.node)
         links = _link_settings(config)
         rooms: Rooms[Socket] = Rooms()
         self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), metrics)
         self._sockets = SocketServer(self._door, _engine_options(config), config.devices.path)
         own = _credentials(config.mqtt.url)
-        self._node = Node(config.node, topics, links, own, rooms, lambda: len(self._devices))
+        self._node = Node(config.node, topics, links, own, rooms, lambda: len(self._devices), metrics)
         around = Surroundings(
             node=config.node,
             topics=topics,
@@ -68,10 +67,15 @@ class Gateway:
             metrics=metrics,
         )
         self._devices = Devices(around, authenticator(config.auth, os.environ), own)
-        metrics.devices.set_function(lambda: len(self._devices))
+        metrics.sockets.count_devices(lambda: len(self._devices))
+        metrics.links.count_links(lambda: len(self._devices))
+        metrics.links.up.read(lambda: not self._node.trouble)
+        metrics.node.ready.read(lambda: not self._reasons())
+        metrics.rooms.rooms.read(lambda: len(rooms))
+        metrics.rooms.sockets.read(lambda: rooms.memberships)
         self._door.serve(self._sockets, self._devices)
         contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
-        self._admin = admin.application(self._reasons, registry, contract)
+        self._admin = admin.application(self._reasons, admin.registry(metrics.instruments), contract)
 
     @property
     def device_url(self) -> str:

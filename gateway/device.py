@@ -11,6 +11,7 @@ import secrets
 import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Final, Protocol
 
 import msgspec
@@ -36,7 +37,7 @@ from gateway.mqtt import (
     Subscription,
     Will,
 )
-from gateway.mqtt.link import Backoff, Down, Link, LinkEvent, Refused, Unavailable
+from gateway.mqtt.link import TIMER_GRAIN_S, Backoff, Down, Link, LinkEvent, Refused, Unavailable
 from gateway.session import DeviceSession
 from gateway.sockets import Socket, SocketServer
 from gateway.topics import JSON_TYPE, Presence, Topics
@@ -146,14 +147,17 @@ class Device:
             await asyncio.wait({self._change})
         return self.link is not None
 
-    def handle(self, fact: f.Fact) -> None:
-        """Hand a fact to the session and carry out what it wants."""
-        effects = self._session.handle(fact, self._loop.time())
-        self._around.metrics.observe(fact, effects)
+    def handle(self, fact: f.Fact, read_at: float | None = None) -> None:
+        """Hand a fact to the session and carry out what it wants; `read_at`: when it was read from the network."""
+        now = monotonic()
+        effects = self._session.handle(fact, now)
+        overhead = self._around.metrics.sessions.observe(fact, effects, now)
         for effect in effects:
             self._carry_out(effect)
         if effects and self.link is not None:
             self.link.flush()
+        if overhead is not None and read_at is not None:
+            overhead.observe(monotonic() - read_at)
         if self._change is not None and not self._session.in_flight:
             self._changed()  # somebody waits: for the link, or for the last ack
         self._arm()
@@ -166,25 +170,27 @@ class Device:
             case Settled():
                 self.handle(f.Settled(event.delivery))
             case Published():
-                if event.code >= FAILED:
-                    log.warning("outcome refused by the broker", extra={"serial": self.serial, "code": event.code})
-                self.handle(f.Published(event.token, event.code))
+                self._published(event)
             case Opened():
+                self._around.metrics.links.opened(resumed=event.session_present)
                 self.handle(f.LinkOpened(event.session_present))
             case Subscribed():
                 if event.refused:
                     log.error("subscription refused", extra={"serial": self.serial, "filters": event.refused})
-                self._ready = not event.refused
+                self._serve(not event.refused)
                 self._changed()
             case Down():
                 log.debug("link of %s lost: %s", self.serial, event.reason)
-                self._ready = False
+                self._around.metrics.links.failed("lost")
+                self._serve(False)
                 self.handle(f.LinkLost())
             case Closed():
                 self._move(event)
             case Dropped():
-                self._around.metrics.dropped.inc()
+                self._around.metrics.links.dropped["device"].n += 1
+                self._around.metrics.links.waiting.n -= 1
             case Refused() | Unavailable():
+                self._around.metrics.links.failed("refused" if isinstance(event, Refused) else "unavailable")
                 log.debug("link of %s: %s", self.serial, event.reason)  # the node says so for all
 
     def open(self) -> None:
@@ -245,9 +251,28 @@ class Device:
                 timer.cancel()
         self._timer = self._park = None
         link, self.link = self.link, None
+        self._serve(False)
         self._changed()
         if link is not None:
-            await link.close()
+            try:
+                await link.close()
+            finally:
+                self._around.metrics.links.waiting.n -= link.unfinished
+
+    def _serve(self, ready: bool) -> None:
+        """Note whether commands reach us."""
+        self._around.metrics.links.serving.n += ready - self._ready
+        self._ready = ready
+
+    def _published(self, event: Published) -> None:
+        links = self._around.metrics.links
+        links.published(event.code, None if event.sent_at is None else monotonic() - event.sent_at)
+        links.waiting.n -= 1
+        if event.token is None:
+            return
+        if event.code >= FAILED:
+            log.warning("outcome refused by the broker", extra={"serial": self.serial, "code": event.code})
+        self.handle(f.Published(event.token, event.code))
 
     def _received(self, event: Received) -> None:
         if self.link is None:  # it is being closed: the next owner gets this again
@@ -255,8 +280,9 @@ class Device:
         now = datetime.now(UTC)
         read = self._around.reader.read(self.serial, event.message, event.delivery, event.duplicate, now)
         if not isinstance(read, str):
-            self.handle(read)
+            self.handle(read, self.link.read_at)
             return
+        self._around.metrics.sessions.ignored["unusable_reply"].n += 1
         log.warning("unusable message", extra={"serial": self.serial, "problem": read[:200]})
         if event.delivery is not None:
             self.link.puback(event.delivery)
@@ -265,9 +291,11 @@ class Device:
     def _carry_out(self, effect: f.Effect) -> None:
         match effect:
             case f.Emit():
-                self._around.sockets.emit(effect.socket, effect.event, effect.args, effect.emit_id)
+                command = effect.command
+                self._around.sockets.emit(effect.socket, command.event.name, command.args, effect.emit_id)
             case f.Publish() if self.link is not None:
                 self.link.publish(effect.message, effect.token, effect.droppable)
+                self._around.metrics.links.waiting.n += 1
             case f.Publish():
                 self._around.node_link.publish(effect.message)
             case f.Puback() if self.link is not None:
@@ -289,7 +317,7 @@ class Device:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = deadline
-        self._timer = self._loop.call_at(deadline, self._tick)
+        self._timer = self._loop.call_at(deadline + TIMER_GRAIN_S, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
@@ -297,8 +325,11 @@ class Device:
 
     def _move(self, event: Closed) -> None:
         log.info("device moved", extra={"serial": self.serial, "code": event.code, "reason": event.reason})
+        if self.link is not None:
+            self._around.metrics.links.waiting.n -= self.link.unfinished
         self.link = None
-        self._around.metrics.takeovers.inc()
+        self._serve(False)
+        self._around.metrics.sockets.takeovers.n += 1
         self._changed()
         self.handle(f.Moved())
         self._gone(self)

@@ -130,6 +130,7 @@ class Devices:
         if device.link is None:
             moves = self._flaps.moved(device.serial, asyncio.get_running_loop().time())
             if moves >= FLAP_MOVES:
+                self._around.metrics.sockets.flaps.n += 1
                 log.warning("device flaps between nodes", extra={"serial": device.serial, "moves": moves})
         if self._devices.get(device.serial) is device:
             del self._devices[device.serial]

@@ -6,6 +6,7 @@ Follows device-protocol.zh.md. Bad input is answered to the one who sent it, in 
 import asyncio
 import logging
 from functools import partial
+from time import monotonic
 
 from gateway import facts as f
 from gateway.auth import NOT_VALID, DeviceKey, Malformed, Verdict, parse_signature
@@ -21,6 +22,8 @@ from gateway.sockets import Socket, SocketServer
 
 log = logging.getLogger(__name__)
 
+_OUTCOMES = {Verdict.ACCEPTED: "accepted", Verdict.DENIED: "denied", Verdict.UNAVAILABLE: "moved"}
+
 
 class FrontDoor:
     """Owner of the sockets: what their peers emit becomes facts of devices, or is answered here."""
@@ -32,7 +35,7 @@ class FrontDoor:
         self._sockets: SocketServer
         self._devices: Devices
         self._closed = False
-        self._authentications: dict[int, asyncio.Task[None]] = {}  # one a socket at most
+        self._authentications: dict[int, asyncio.Task[Verdict]] = {}  # one a socket at most
 
     def serve(self, sockets: SocketServer, devices: Devices) -> None:
         """Begin: the sockets to answer on, the devices to admit to."""
@@ -41,7 +44,12 @@ class FrontDoor:
 
     def connected(self, socket: Socket) -> None:
         """A socket is a viewer until it authenticates."""
-        self._metrics.sockets.inc()
+        client = socket.client
+        socket.counted = self._metrics.sockets.connected(client.engine, client.transport)
+
+    def upgraded(self, socket: Socket) -> None:
+        """Its transport is another now."""
+        self._count(socket)
 
     def emitted(self, socket: Socket, event: str, args: Args, ack_id: int | None) -> Pending:
         """Dispatch an event; what the protocol does not name is the device's own.
@@ -56,17 +64,20 @@ class FrontDoor:
             case _:
                 self._to_device(socket, event, args, ack_id)
         device = socket.device
-        return device.catch_up() if isinstance(device, Device) and device.floods else None
+        if not (isinstance(device, Device) and device.floods):
+            return None
+        self._metrics.sockets.pauses.n += 1
+        return device.catch_up()
 
     def acked(self, socket: Socket, emit_id: int, args: Args) -> None:
         """Hand an ack to the device."""
         if isinstance(socket.device, Device):
-            socket.device.handle(f.Acked(socket.number, emit_id, args))
+            socket.device.handle(f.Acked(socket.number, emit_id, args), socket.read_at)
 
     def closed(self, socket: Socket, reason: CloseReason) -> None:
         """Take the socket out of everything it was in."""
-        self._metrics.sockets.dec()
-        self._metrics.closes[reason].inc()
+        if socket.counted is not None:
+            self._metrics.sockets.closed(socket.counted, _role(socket), reason)
         self._rooms.leave_all(socket)
         authentication = self._authentications.get(socket.number)
         if authentication is not None:
@@ -86,7 +97,7 @@ class FrontDoor:
 
     def _to_device(self, socket: Socket, event: str, args: Args, ack_id: int | None) -> None:
         if isinstance(socket.device, Device):
-            socket.device.handle(f.Emitted(socket.number, event, args, ack_id))
+            socket.device.handle(f.Emitted(socket.number, event, args, ack_id), socket.read_at)
         elif ack_id is not None:
             self._sockets.reply(socket.number, ack_id, refusal("not authenticated"))
 
@@ -97,6 +108,7 @@ class FrontDoor:
         try:
             claim = parse_signature(data)
         except Malformed as problem:
+            self._metrics.sockets.authenticated("malformed")
             log.info("signature malformed", extra={"address": socket.address, "problem": str(problem)})
             self._fail(socket)
             return
@@ -108,9 +120,9 @@ class FrontDoor:
         elif socket.number not in self._authentications:
             task = asyncio.create_task(self._admit(socket, claim), name=f"authenticate-{socket.number}")
             self._authentications[socket.number] = task
-            task.add_done_callback(partial(self._authenticated, socket.number))
+            task.add_done_callback(partial(self._authenticated, socket.number, monotonic()))
 
-    async def _admit(self, socket: Socket, claim: DeviceKey) -> None:
+    async def _admit(self, socket: Socket, claim: DeviceKey) -> Verdict:
         verdict = await self._devices.admit(
             claim, lambda: self._sockets.admit(socket.number), lambda device: self._welcome(socket, device)
         )
@@ -119,6 +131,7 @@ class FrontDoor:
             self._fail(socket)
         elif verdict is Verdict.UNAVAILABLE:
             self._sockets.close(socket.number, CloseReason.REPLACED)  # by another node, meanwhile
+        return verdict
 
     def _welcome(self, socket: Socket, device: Device) -> None:
         """The socket is the device, if it is still there."""
@@ -126,13 +139,17 @@ class FrontDoor:
             return
         log.info("device here", extra={"serial": device.serial, "address": socket.address})
         socket.device = device
+        self._count(socket)
         self._sockets.admit(socket.number)
         self._sockets.emit(socket.number, "auth:ok")
         device.attach(socket)
 
-    def _authenticated(self, number: int, task: asyncio.Task[None]) -> None:
+    def _authenticated(self, number: int, since: float, task: asyncio.Task[Verdict]) -> None:
         del self._authentications[number]
-        if not task.cancelled() and (problem := task.exception()) is not None:
+        problem = None if task.cancelled() else task.exception()
+        outcome = "abandoned" if task.cancelled() or problem is not None else _OUTCOMES[task.result()]
+        self._metrics.sockets.authenticated(outcome, monotonic() - since)
+        if problem is not None:
             log.error("authentication failed", exc_info=problem)
             self._sockets.close(number, CloseReason.INTERNAL_ERROR)
 
@@ -149,9 +166,26 @@ class FrontDoor:
                 serial = socket.device.serial if isinstance(socket.device, Device) else None
                 self._rooms.join(socket, self._policy.check(room, serial))
                 self._sockets.admit(socket.number)
+                self._metrics.rooms.joins["joined"].n += 1
             else:
                 self._rooms.leave(socket, room if isinstance(room, str) else "")
         except Refused as problem:
+            if event == "join_room":
+                self._metrics.rooms.joins["refused"].n += 1
             self._sockets.emit(socket.number, f"{event}:fail", ({"error_msg": str(problem)},))
         else:
+            self._count(socket)
             self._sockets.emit(socket.number, f"{event}:ok")
+
+    # metrics
+
+    def _count(self, socket: Socket) -> None:
+        """Count a socket as what it is now."""
+        client, counted = socket.client, socket.counted
+        if counted is not None:
+            sockets = self._metrics.sockets
+            socket.counted = sockets.moved(counted, _role(socket), client.engine, client.transport)
+
+
+def _role(socket: Socket) -> str:
+    return "device" if socket.device is not None else "viewer" if socket.rooms else "stranger"

@@ -3,18 +3,22 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from time import monotonic
 
 import msgspec
 
 from gateway import __version__
 from gateway.commands import read_args
 from gateway.device import LinkSettings, client_id, now_rfc3339
+from gateway.metrics import Metrics
 from gateway.mqtt import (
     Closed,
     Credentials,
+    Dropped,
     Message,
     Opened,
     Options,
+    Published,
     Received,
     Subscribed,
     Subscription,
@@ -49,11 +53,13 @@ class Node:
         credentials: Credentials,
         rooms: Rooms[Socket],
         devices: Callable[[], int],
+        metrics: Metrics,
     ) -> None:
         self._name = name
         self._topics = topics
         self._rooms = rooms
         self._devices = devices
+        self._metrics = metrics
         self._started = now_rfc3339()
         self._sockets: SocketServer
         self._trouble: str | None = "connecting to the broker"
@@ -164,14 +170,22 @@ class Node:
                     self._link.puback(event.delivery)
                     self._link.flush()
             case Opened():
+                self._metrics.links.opened(resumed=event.session_present)
                 self._say_online()
             case Subscribed():
                 self._subscribed(event)
+            case Published():
+                took_s = None if event.sent_at is None else monotonic() - event.sent_at
+                self._metrics.links.published(event.code, took_s)
+            case Dropped():
+                self._metrics.links.dropped["room"].n += 1
             case Down() | Unavailable():
+                self._metrics.links.failed("lost" if isinstance(event, Down) else "unavailable")
                 self._up.clear()
                 log.warning("broker lost", extra={"reason": event.reason})
                 self._trouble = f"no connection to the broker: {event.reason}"
             case Refused():
+                self._metrics.links.failed("refused")
                 log.error("broker refused the node", extra={"code": event.code, "reason": event.reason})
                 self._trouble = f"the broker refuses this node: {event.reason} (0x{event.code:02X})"
             case Closed():
@@ -205,12 +219,14 @@ class Node:
         args, problem = read_args(message)
         if not isinstance(address, RoomTopic) or problem:
             reason = problem or str(address)
+            self._metrics.sessions.ignored["unusable_room_event"].n += 1
             log.warning("unusable room event", extra={"topic": message.topic[:200], "problem": reason[:200]})
             return
         skipped = dict(message.user_properties).get(ORIGIN)
         sockets = [s for s in self._rooms.members(address.room) if f"{self._name} {s.number}" != skipped]
         if sockets:
             self._sockets.emit_to(sockets, address.event, args)
+        self._metrics.rooms.emitted(address.event, len(sockets), monotonic() - self._link.read_at)
 
     def _keep_status(self) -> None:
         """Publish the status again where its numbers have changed, now and every STATUS_EVERY_S."""

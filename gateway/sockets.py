@@ -17,6 +17,7 @@ from gateway.engine.connection import Connection, Pending
 from gateway.engine.effects import CloseReason
 from gateway.engine.faults import PeerFaults
 from gateway.engine.options import EngineOptions
+from gateway.instruments import Count
 from gateway.socketio_server import Packet, Server
 from gateway.topics import Client
 
@@ -28,7 +29,7 @@ NAMESPACE = "/"
 class Socket:
     """One Socket.IO connection; `number` names it within this process."""
 
-    __slots__ = ("address", "connection", "device", "number", "rooms")
+    __slots__ = ("address", "connection", "counted", "device", "number", "rooms")
 
     def __init__(self, number: int, connection: Connection) -> None:
         self.number = number
@@ -36,11 +37,17 @@ class Socket:
         self.address = str(connection.environ.get("REMOTE_ADDR", ""))
         self.rooms: set[str] | None = None
         self.device: object = None  # who it authenticated as; the owner's to set
+        self.counted: Count | None = None  # where its owner counts it
 
     @property
     def is_open(self) -> bool:
         """Whether anything can still be said to it."""
         return self.connection.session.closed is None
+
+    @property
+    def read_at(self) -> float:
+        """When its latest packet was read, in monotonic seconds."""
+        return self.connection.read_at
 
     @property
     def client(self) -> Client:
@@ -59,6 +66,9 @@ class SocketOwner(Protocol):
 
     def acked(self, socket: Socket, emit_id: int, args: Args) -> None:
         """The peer acked an emission, or claims to."""
+
+    def upgraded(self, socket: Socket) -> None:
+        """It went from polling to a WebSocket."""
 
     def closed(self, socket: Socket, reason: CloseReason) -> None:
         """The socket is gone; said once."""
@@ -101,6 +111,7 @@ class SocketServer:
         self._server = _Server(self, options)
         self._server.on("connect", self._connected)
         self._server.on("disconnect", self._disconnected)
+        self._server.eio.on_upgraded = self._upgraded
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -166,6 +177,11 @@ class SocketServer:
         socket = Socket(next(self._numbers), connection)
         self._by_number[socket.number] = self._by_engine_sid[connection.sid] = socket
         self._owner.connected(socket)
+
+    def _upgraded(self, connection: Connection) -> None:
+        socket = self._by_engine_sid.get(connection.sid)
+        if socket is not None:
+            self._owner.upgraded(socket)
 
     async def _disconnected(self, sid: str, reason: str) -> None:
         socket = self._by_engine_sid.pop(self._server.manager.eio_sid_from_sid(sid, NAMESPACE), None)

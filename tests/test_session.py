@@ -636,8 +636,10 @@ def test_a_question_is_answered_by_its_reply_once(world: World) -> None:
     question = message.topic.rsplit("/", 1)[1]
     assert message.response_topic == f"gw/v1/devices/AC1/replies/ask/{question}"
     assert message.correlation == question.encode()
+    asked_at = world.now
+    world.now += 1
     world.tell(f.Replied(question, ({"yes": 1},), delivery=9))
-    assert world.effects == [f.Puback(9), f.Reply(1, 7, ({"yes": 1},))]
+    assert world.effects == [f.Puback(9), f.Reply(1, 7, ({"yes": 1},), asked_at)]
     world.tell(f.Replied(question, ()))
     assert world.effects == [f.Ignore("unknown_reply")]
 

@@ -10,7 +10,8 @@ import random
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
-from typing import Any, cast
+from time import monotonic
+from typing import Any, Final, cast
 
 import mqtt5
 
@@ -34,6 +35,8 @@ from gateway.mqtt.connection import DETACHED, Connection, connect_transport
 from gateway.mqtt.session import SESSION_TAKEN_OVER, MqttSession
 
 __all__ = ["Backoff", "Down", "Link", "LinkEvent", "LinkOwner", "Refused", "Unavailable"]
+
+TIMER_GRAIN_S: Final = 0.001  # uvloop's timers round to milliseconds: one that is early would only be set again
 
 
 class Link:
@@ -65,6 +68,7 @@ class Link:
         "_tls",
         "_uniform",
         "_wanted",
+        "read_at",
     )
 
     def __init__(
@@ -98,6 +102,7 @@ class Link:
         self._held: Closed | None = None  # loss of the current connection while another proves itself
         self._drained: asyncio.Future[None] | None = None  # `close()` waits for the last PUBACK
         self._timer: asyncio.TimerHandle | None = None
+        self.read_at = 0.0  # when the latest bytes came, in monotonic seconds
 
     # --- connecting
 
@@ -110,6 +115,11 @@ class Link:
     def backlog(self) -> int:
         """How many publishes wait to be written, because the broker is away or does not keep up."""
         return self._session.backlog
+
+    @property
+    def unfinished(self) -> int:
+        """How many publishes wait to be written, or for their PUBACK."""
+        return self._session.unfinished
 
     def open(self) -> None:
         """Connect, and reconnect after each loss, until `close()`, `abort()` or the event Closed."""
@@ -164,7 +174,7 @@ class Link:
             if connection is self._current:
                 self._leave()
                 self._session.disconnect(session_expiry_s=session_expiry_s)
-                connection.finish(self._session.output(asyncio.get_running_loop().time()))
+                connection.finish(self._session.output(monotonic()))
         await connection.finished(timeout_s)
 
     async def _drain(self, connection: Connection, timeout_s: float) -> None:
@@ -248,7 +258,7 @@ class Link:
             old.detach()
         self._current = connection
         self._held, self._failures, self._cut_without_reason = None, 0, False
-        self._deliver(self._session.opened(connack, asyncio.get_running_loop().time()))
+        self._deliver(self._session.opened(connack, monotonic()))
         self.received(connection, rest)
         self._arm()
 
@@ -269,6 +279,7 @@ class Link:
     def received(self, connection: Connection, data: bytes) -> None:
         """Bytes came on a connection."""
         if connection is self._current:
+            self.read_at = monotonic()
             self._deliver(self._session.receive(data))
             self.flush()
 
@@ -284,7 +295,7 @@ class Link:
         connection = self._leave()
         if connection is None:
             return
-        connection.write(self._session.output(asyncio.get_running_loop().time()))
+        connection.write(self._session.output(monotonic()))
         connection.detach() if connection.paused else connection.drop()  # it may never read again
         if self._proving:
             self._held = event  # most likely the proof itself: the broker lets it kill this connection
@@ -314,11 +325,11 @@ class Link:
         """Wake at the deadline of the session; as that only moves later, no write needs to re-arm."""
         deadline = self._session.deadline
         if deadline is not None and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(deadline, self._tick)
+            self._timer = asyncio.get_running_loop().call_at(deadline + TIMER_GRAIN_S, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
-        self._deliver(self._session.tick(asyncio.get_running_loop().time()))
+        self._deliver(self._session.tick(monotonic()))
         self.flush()
         self._arm()
 
@@ -326,13 +337,13 @@ class Link:
 
     def flush(self) -> None:
         """Write what is due; the link does so itself after each event it delivers from the broker."""
-        loop, connection = asyncio.get_running_loop(), self._current
+        connection = self._current
         if connection is not None and connection.writable:
-            connection.write(self._session.output(loop.time()))
+            connection.write(self._session.output(monotonic()))
         else:
             self._session.hold()
         if self._session.has_events:
-            loop.call_soon(self._deliver_later)  # the owner is on the stack
+            asyncio.get_running_loop().call_soon(self._deliver_later)  # the owner is on the stack
         elif self._drained is not None and self._session.all_published:
             self._end_drain()
 

@@ -381,6 +381,7 @@ def test_nothing_is_lost_or_reordered_over_breaking_connections(rounds: list[tup
                 answered -= 1
                 (done,) = session.receive(mqtt5.PubAckPacket(packet.packet_id or 0).write())
                 assert isinstance(done, Published)
+                assert done.token is not None
                 published.append(done.token)
     assert not unacked
     assert list(dict.fromkeys(received)) == arrived == [b"%d" % n for n in range(5)]
