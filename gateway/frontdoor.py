@@ -22,8 +22,6 @@ from gateway.sockets import Socket, SocketServer
 
 log = logging.getLogger(__name__)
 
-_OUTCOMES = {Verdict.ACCEPTED: "accepted", Verdict.DENIED: "denied", Verdict.UNAVAILABLE: "moved"}
-
 
 class FrontDoor:
     """Owner of the sockets: what their peers emit becomes facts of devices, or is answered here."""
@@ -129,7 +127,10 @@ class FrontDoor:
         if verdict is Verdict.DENIED:
             log.info("signature wrong", extra={"serial": claim.serial, "address": socket.address})
             self._fail(socket)
-        elif verdict is Verdict.UNAVAILABLE:
+        elif verdict is Verdict.FULL:
+            log.warning("no place for a device", extra={"serial": claim.serial, "address": socket.address})
+            self._sockets.close(socket.number, CloseReason.OVERLOADED)
+        elif verdict is not Verdict.ACCEPTED:
             self._sockets.close(socket.number, CloseReason.REPLACED)  # by another node, meanwhile
         return verdict
 
@@ -147,7 +148,7 @@ class FrontDoor:
     def _authenticated(self, number: int, since: float, task: asyncio.Task[Verdict]) -> None:
         del self._authentications[number]
         problem = None if task.cancelled() else task.exception()
-        outcome = "abandoned" if task.cancelled() or problem is not None else _OUTCOMES[task.result()]
+        outcome = "abandoned" if task.cancelled() or problem is not None else task.result().name.lower()
         self._metrics.sockets.authenticated(outcome, monotonic() - since)
         if problem is not None:
             log.error("authentication failed", exc_info=problem)

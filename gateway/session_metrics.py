@@ -45,9 +45,9 @@ class SessionMetrics:
         self._questions = families.questions[()]
         self._reply_duration = families.reply_duration[()]
         self.ignored: Counts = families.ignored
-        self._in_flight: set[int] = set()  # id() of the commands; they live as long as they are here
-        self._held: OrderedDict[int, float] = OrderedDict()  # id() → since when, oldest first
-        families.in_flight.read(lambda: len(self._in_flight))
+        self._held: OrderedDict[int, float] = OrderedDict()  # id() of a command, which lives → since when
+        self._in_flight = families.in_flight
+        self._bytes = families.bytes
         families.held.read(lambda: len(self._held))
         families.oldest.read(self._oldest_age_s)
         self._on_fact: Mapping[type, _OnFact] = {
@@ -79,6 +79,11 @@ class SessionMetrics:
         on_fact = self._on_fact.get(type(fact))
         return None if on_fact is None else on_fact(fact, effects)
 
+    def count_open(self, commands: Callable[[], int], size_bytes: Callable[[], int]) -> None:
+        """Ask these for the open commands of all devices, and for the bytes of their payloads."""
+        self._in_flight.read(lambda: commands() - len(self._held))
+        self._bytes.read(size_bytes)
+
     # facts
 
     def _command(self, fact: f.Command, effects: list[f.Effect]) -> Histogram | None:
@@ -109,15 +114,11 @@ class SessionMetrics:
     def _emit(self, effect: f.Emit, _: float) -> None:
         event = self._events.get(effect.command.event.name, self._other)
         (event.first if effect.attempt == 1 else event.repeat).n += 1
-        key = id(effect.command)
-        self._in_flight.add(key)
         if self._held:
-            self._held.pop(key, None)
+            self._held.pop(id(effect.command), None)
 
     def _hold(self, effect: f.Hold, now: float) -> None:
-        key = id(effect.command)
-        self._in_flight.discard(key)
-        self._held[key] = now
+        self._held[id(effect.command)] = now
 
     def _conclude(self, effect: f.Conclude, now: float) -> None:
         command, outcome = effect.command, effect.outcome
@@ -143,7 +144,6 @@ class SessionMetrics:
         return monotonic() - next(iter(self._held.values())) if self._held else 0.0
 
     def _end(self, command: f.Command) -> None:
-        self._in_flight.discard(id(command))
         if self._held:
             self._held.pop(id(command), None)
 
@@ -185,6 +185,7 @@ class _Families:
         self.late = counter("gateway_late_acks_total", "Acks that came after timeout.", event=events)
         self.in_flight = gauge("gateway_commands_in_flight", "Commands that wait for their ack.")
         self.held = gauge("gateway_commands_held", "Commands that wait to be emitted.")
+        self.bytes = gauge("gateway_open_command_bytes", "Payloads of commands in flight or held.")
         self.oldest = gauge("gateway_held_oldest_age_seconds", "How long the one that waits longest has waited.")
         self.received = counter("gateway_device_events_total", "Events that devices emitted.", event=events)
         self.questions = counter("gateway_questions_total", "Events that wait for a reply.")

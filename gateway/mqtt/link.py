@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 import mqtt5
 
 from gateway.addresses import BrokerUrl
+from gateway.limits import Budget
 from gateway.mqtt import (
     Backoff,
     Closed,
@@ -46,7 +47,7 @@ class Link:
         may_reconnect: asked before every attempt after a cut without a reason, which is also how some brokers tell of
             a takeover; False ends the link with Closed, an exception means True. It bounds its own time, and is
             cancelled by `close()`, `abort()` and `prove()`.
-
+        waiting_bytes: see `MqttSession`.
     """
 
     __slots__ = (
@@ -82,6 +83,7 @@ class Link:
         connect_timeout_s: float,
         tls: ssl.SSLContext | None = None,
         may_reconnect: Callable[[], Awaitable[bool]] | None = None,
+        waiting_bytes: Budget | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._address = address
@@ -92,7 +94,7 @@ class Link:
         self._connect_timeout_s = connect_timeout_s
         self._may_reconnect = may_reconnect
         self._uniform = uniform
-        self._session = MqttSession(options)
+        self._session = MqttSession(options, waiting_bytes)
         self._wanted = False  # whether to reconnect
         self._failures = 0  # attempts since the last Opened
         self._cut_without_reason = False  # how the last connection ended
@@ -115,11 +117,6 @@ class Link:
     def backlog(self) -> int:
         """How many publishes wait to be written, because the broker is away or does not keep up."""
         return self._session.backlog
-
-    @property
-    def unfinished(self) -> int:
-        """How many publishes wait to be written, or for their PUBACK."""
-        return self._session.unfinished
 
     def open(self) -> None:
         """Connect, and reconnect after each loss, until `close()`, `abort()` or the event Closed."""
@@ -354,6 +351,10 @@ class Link:
     def publish(self, message: Message, token: int | None = None, droppable: bool = False) -> None:
         """See `MqttSession.publish`."""
         self._session.publish(message, token, droppable)
+
+    def leftover(self) -> list[Message]:
+        """See `MqttSession.leftover`; for a link that has stopped or was closed."""
+        return self._session.leftover()
 
     def puback(self, delivery: int, *, confirm: bool = False) -> None:
         """See `MqttSession.puback`."""
