@@ -72,10 +72,11 @@ class SessionMetrics:
         Returns what observes how long the gateway took, from reading what the step is about until its effects are
         carried out; None for a step whose time says nothing.
         """
+        handlers = self._on_effect
         for effect in effects:
-            on_effect = self._on_effect.get(type(effect))
-            if on_effect is not None:
-                on_effect(effect, now)
+            kind = type(effect)
+            if kind in handlers:
+                handlers[kind](effect, now)
         on_fact = self._on_fact.get(type(fact))
         return None if on_fact is None else on_fact(fact, effects)
 
@@ -91,8 +92,10 @@ class SessionMetrics:
             self._redeliveries.n += 1
             return None
         self._events.get(fact.event.name, self._other).commands.n += 1
-        emitted = any(type(effect) is f.Emit and effect.command is fact for effect in effects)
-        return self._emit_overhead if emitted else None
+        for effect in effects:
+            if type(effect) is f.Emit and effect.command is fact:
+                return self._emit_overhead
+        return None
 
     def _acked(self, _: f.Acked, effects: list[f.Effect]) -> Histogram | None:
         return self._publish_overhead if effects and type(effects[0]) is f.Conclude else None
