@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any, Final
 
-from gateway.auth import Verdict
 from gateway.engine.effects import CloseReason, Transport
 from gateway.instruments import Count, Instruments
 from gateway.mqtt import Down, Dropped, LinkEvent, Opened, Published, Refused, Unavailable
@@ -12,7 +11,7 @@ from gateway.session_metrics import MICRO_S, PRESENCES, WAIT_S
 
 GENERATIONS: Final = ("3", "4")
 ROLES: Final = ("device", "viewer", "stranger")
-VERDICTS: Final = (*(verdict.name.lower() for verdict in Verdict), "abandoned")
+VERDICTS: Final = ("accepted", "denied", "moved", "full", "abandoned")  # of an admission, which waits for one
 PUBLISH_S: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30,
 )  # fmt: skip
@@ -143,6 +142,7 @@ class RoomMetrics:
     def __init__(self, make: Instruments, events: Iterable[str]) -> None:
         self.rooms = make.gauge("gateway_rooms", "Rooms that have a socket here.")
         self.sockets = make.gauge("gateway_room_sockets", "Sockets in rooms.")
+        self.anonymous_rules = make.gauge("gateway_anonymous_room_rules", "Rules that let anybody join a room.")
         self.joins = make.counter(
             "gateway_room_joins_total", "What became of join_room.", outcome=("joined", "refused")
         )
@@ -166,9 +166,7 @@ class NodeMetrics:
     def __init__(self, make: Instruments, build: dict[str, str]) -> None:
         self.ready = make.gauge("gateway_ready", "Whether /readyz says yes.")
         self.loop_lag = make.histogram("gateway_event_loop_lag_seconds", "How late a timer came.", WAIT_S)[()]
-        self.reloads = make.counter(
-            "gateway_config_reloads_total", "Files read again.", what=("keys", "certificate"), result=("ok", "failed")
-        )
+        self.reloads = make.counter("gateway_config_reloads_total", "Files read again.", result=("ok", "failed"))
         self.expiry = make.gauge(
             "gateway_certificate_expiry_timestamp_seconds", "When a certificate ends.", use=("devices", "admin", "mqtt")
         )

@@ -109,7 +109,7 @@ class SessionMetrics:
         return self._event_overhead
 
     def _published(self, fact: f.Published, effects: list[f.Effect]) -> None:
-        if fact.code >= _FAILED and not any(type(effect) is f.Publish for effect in effects):
+        if fact.code >= _FAILED and fact.token > 0 and not any(type(effect) is f.Publish for effect in effects):
             self._unpublished.n += 1
 
     # effects
