@@ -19,7 +19,6 @@ from gateway.addresses import BrokerUrl, Listen
 from gateway.auth.choice import authenticator
 from gateway.commands import CommandReader, Policy
 from gateway.config import Config, catalog_of
-from gateway.device import LinkSettings, Surroundings, now_rfc3339
 from gateway.devices import Devices
 from gateway.engine.options import EngineOptions
 from gateway.frontdoor import FrontDoor
@@ -32,6 +31,7 @@ from gateway.relay import MIN_SECRET_BYTES, Relay
 from gateway.rooms import RoomPolicy, Rooms
 from gateway.settings import ConfigError
 from gateway.sockets import Socket, SocketServer
+from gateway.surroundings import LinkSettings, Surroundings, now_rfc3339
 from gateway.tokens import token_reader
 from gateway.topics import Life, Topics
 from gateway.watched import Files
@@ -53,16 +53,16 @@ class Gateway:
         self._tasks: list[asyncio.Task[None]] = []
         self._files = Files()
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
-        registry = admin.registry()
         catalog = catalog_of(config.catalog)
-        metrics = Metrics(registry, catalog)
+        metrics = Metrics(catalog, config.node)
         links = _link_settings(config)
         rooms: Rooms[Socket] = Rooms()
         tokens = token_reader(config.tokens, os.environ, self._files)
         self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), tokens, metrics)
         own = _credentials(config.mqtt.url)
         life = Life(config.node, now_rfc3339())
-        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), config.relay.advertise)
+        relay = config.relay.advertise
+        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), metrics, relay)
         self._relay = _relay(config, os.environ, self._node.relays, metrics)
         self._sockets = SocketServer(self._door, _engine_options(config), config.devices.path, self._relay)
         around = Surroundings(
@@ -84,11 +84,10 @@ class Gateway:
         )
         self._devices = Devices(around, self._authenticator, own, config.devices.max_devices)
         self._open_rooms = [rule.match for rule in config.rooms.rules if rule.allow == "anyone"]
-        metrics.devices.set_function(lambda: len(self._devices))
-        metrics.anonymous_room_rules.set(len(self._open_rooms))
+        self._read_metrics(metrics, around, rooms)
         self._door.serve(self._sockets, self._devices)
         contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
-        self._admin = admin.application(self._reasons, registry, contract)
+        self._admin = admin.application(self._reasons, admin.registry(metrics.instruments), contract)
 
     @property
     def device_url(self) -> str:
@@ -164,6 +163,20 @@ class Gateway:
             *([self._node.trouble] if self._node.trouble else []),
             *(["full: devices.max_devices are here"] if self._devices.full else []),
         ]
+
+    def _read_metrics(self, metrics: Metrics, around: Surroundings, rooms: Rooms[Socket]) -> None:
+        """Let each gauge be asked for when the metrics are."""
+        metrics.sockets.count_devices(lambda: len(self._devices))
+        metrics.links.count_links(lambda: len(self._devices))
+        metrics.links.up.read(lambda: not self._node.trouble)
+        metrics.links.waiting_bytes.read(lambda: around.waiting_bytes.used)
+        metrics.sessions.count_open(lambda: around.shared.commands.used, lambda: around.shared.bytes.used)
+        metrics.rooms.rooms.read(lambda: len(rooms))
+        metrics.rooms.sockets.read(lambda: rooms.memberships)
+        metrics.rooms.anonymous_rules.read(lambda: len(self._open_rooms))
+        metrics.node.ready.read(lambda: not self._reasons())
+        metrics.node.reloads.read(lambda: self._files.reads, "ok")
+        metrics.node.reloads.read(lambda: self._files.failures, "failed")
 
     async def _listen(self, name: str, app: web.Application, where: Listen) -> None:
         runner = web.AppRunner(
@@ -274,7 +287,7 @@ def _relay(config: Config, environ: Mapping[str, str], peers: Mapping[str, str],
         max_requests=settings.max_requests,
         max_bytes=devices.max_payload_bytes,
         poll_s=devices.ping_interval_s + devices.ping_timeout_s,
-        relayed=lambda what: metrics.relayed[what].inc(),
+        relayed=metrics.sockets.relayed,
     )
 
 

@@ -3,7 +3,7 @@
 Decides which request belongs to which session and who may come in; polls, WebSockets and sessions have
 modules of their own. To python-socketio it is the server behind `sio.eio` (`on`, `attach`, `send`,
 `send_packet`, `disconnect`, `transport`, …); a caller that wants to be fast uses `send_text`, which never
-waits, and sets the three callbacks itself:
+waits, and sets the callbacks itself:
 
     server = EngineServer(EngineOptions())
     server.on_connected = lambda connection: connection.admit()
@@ -71,6 +71,7 @@ class EngineServer:
         self.on_message: Callable[[Connection, str | bytes], Pending] = _ignore
         self.on_closed: Callable[[Connection, CloseReason], Pending] = _ignore
         self.relay: Relay | None = None
+        self.on_upgraded: Callable[[Connection], None] = _ignore
         self._connections: dict[str, Connection] = {}
         self._unadmitted: set[str] = set()
         self._callbacks: set[asyncio.Future[object]] = set()
