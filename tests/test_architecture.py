@@ -18,6 +18,9 @@ MAX_LINES = 400  # a longer module has two jobs
 CORES = {
     "gateway",
     "gateway.addresses",
+    "gateway.admission",
+    "gateway.crowd",
+    "gateway.proxies",
     "gateway.topics",
     "gateway.catalog",
     "gateway.payloads",
