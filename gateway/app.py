@@ -14,7 +14,8 @@ import uvloop
 from aiohttp import web
 
 from gateway import __version__, admin, asyncapi, logs
-from gateway.addresses import BrokerUrl, Listen
+from gateway.addresses import BrokerUrl
+from gateway.admission import Admission, AdmissionLimits
 from gateway.auth import authenticator
 from gateway.commands import CommandReader, Policy
 from gateway.config import Config, catalog_of
@@ -22,11 +23,14 @@ from gateway.delivery import Limits
 from gateway.device import LinkSettings, Surroundings
 from gateway.devices import Devices
 from gateway.engine.options import EngineOptions
+from gateway.engine.peers import PeerLimits
 from gateway.frontdoor import FrontDoor
+from gateway.listener import Listener
 from gateway.metrics import Metrics
 from gateway.mqtt import Credentials
 from gateway.mqtt.link import Backoff
 from gateway.node import Node
+from gateway.proxies import Proxies
 from gateway.rooms import RoomPolicy, Rooms
 from gateway.sockets import Socket, SocketServer
 from gateway.topics import Topics
@@ -34,7 +38,7 @@ from gateway.topics import Topics
 log = logging.getLogger(__name__)
 
 COMPRESS_OVER_BYTES: Final = 1024  # below, it costs more than it saves
-KEEP_ALIVE_S: Final = 75.0  # of an idle HTTP connection: longer than the pause between two polls of a sleepy device
+KEY_DELAY_SHARE: Final = 1 / 3  # of the time to authenticate: how long one who guesses keys waits at most
 
 
 class Gateway:
@@ -43,8 +47,6 @@ class Gateway:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._draining = False
-        self._listeners: dict[str, web.AppRunner] = {}
-        self._sites: dict[str, web.TCPSite] = {}
         self._adopting: asyncio.Task[None] | None = None
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
         registry = admin.registry()
@@ -52,8 +54,9 @@ class Gateway:
         metrics = Metrics(registry, catalog)
         links = _link_settings(config)
         rooms: Rooms[Socket] = Rooms()
-        self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), metrics)
-        self._sockets = SocketServer(self._door, _engine_options(config), config.devices.path)
+        admission, proxies = Admission(_admission_limits(config)), Proxies(config.admission.trusted_proxies)
+        self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), admission, metrics)
+        self._sockets = SocketServer(self._door, _engine_options(config), config.devices.path, admission, proxies)
         own = _credentials(config.mqtt.url)
         self._node = Node(config.node, topics, links, own, rooms, lambda: len(self._devices))
         around = Surroundings(
@@ -71,25 +74,40 @@ class Gateway:
         metrics.devices.set_function(lambda: len(self._devices))
         self._door.serve(self._sockets, self._devices)
         contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
-        self._admin = admin.application(self._reasons, registry, contract)
+        devices = web.Application()
+        self._sockets.attach(devices)
+        self._ports = {
+            "devices": Listener(
+                "devices.listen",
+                config.devices.listen,
+                devices,
+                self._door.refused,
+                limits=_peer_limits(config),
+                proxies=proxies,
+            ),
+            "admin": Listener(
+                "admin.listen",
+                config.admin.listen,
+                admin.application(self._reasons, registry, contract),
+                self._door.refused,
+            ),
+        }
 
     @property
     def device_url(self) -> str:
         """Where devices connect, once started; the path is the configured one."""
-        return self._url("devices")
+        return self._ports["devices"].url
 
     @property
     def admin_url(self) -> str:
         """Where health and metrics are, once started."""
-        return self._url("admin")
+        return self._ports["admin"].url
 
     async def start(self) -> None:
         """Listen for devices and operators, and connect to the broker in the background."""
-        app = web.Application()
-        self._sockets.attach(app)
         try:
-            await self._listen("devices", app, self._config.devices.listen)
-            await self._listen("admin", self._admin, self._config.admin.listen)
+            for port in self._ports.values():
+                await port.start()
         except OSError:
             await self._stop_listening()
             raise
@@ -113,7 +131,7 @@ class Gateway:
         if self._adopting is not None:
             self._adopting.cancel()
             await asyncio.wait({self._adopting})
-        await self._sites["devices"].stop()
+        await self._ports["devices"].stop_accepting()
         await self._door.close()
         await self._devices.drain(self._config.devices.drain_s)
         await self._sockets.shutdown()
@@ -134,27 +152,9 @@ class Gateway:
             *([self._node.trouble] if self._node.trouble else []),
         ]
 
-    async def _listen(self, name: str, app: web.Application, where: Listen) -> None:
-        runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=1.0
-        )
-        self._listeners[name] = runner
-        await runner.setup()
-        self._sites[name] = site = web.TCPSite(runner, where.host, where.port)
-        try:
-            await site.start()
-        except OSError as problem:
-            why = os.strerror(problem.errno) if problem.errno and problem.errno > 0 else problem
-            raise OSError(f"{name}.listen: {where}: {why}") from None
-
     async def _stop_listening(self) -> None:
-        for runner in self._listeners.values():
-            await runner.cleanup()
-        self._listeners.clear()
-
-    def _url(self, name: str) -> str:
-        host, port = self._listeners[name].addresses[0][:2]
-        return f"http://{Listen(host, port)}"
+        for port in self._ports.values():
+            await port.close()
 
 
 def run(config: Config) -> None:
@@ -209,7 +209,9 @@ def _engine_options(config: Config) -> EngineOptions:
         ping_timeout_s=devices.ping_timeout_s,
         upgrade_timeout_s=devices.upgrade_timeout_s,
         admission_timeout_s=devices.auth_timeout_s,
-        max_handshakes=devices.max_unauthenticated,
+        request_timeout_s=config.admission.request_timeout_s,
+        messages_per_s=config.admission.messages_per_s,
+        bytes_per_s=config.admission.bytes_per_s,
         max_payload_bytes=devices.max_payload_bytes,
         max_buffer_bytes=devices.max_buffer_bytes,
         origins=devices.origins,
@@ -217,6 +219,29 @@ def _engine_options(config: Config) -> EngineOptions:
         cookie=devices.cookie or None,
         compress_polls_over_bytes=COMPRESS_OVER_BYTES if devices.compress_polls else None,
         deflate_websockets_over_bytes=COMPRESS_OVER_BYTES if devices.deflate_websockets else None,
+    )
+
+
+def _admission_limits(config: Config) -> AdmissionLimits:
+    admission = config.admission
+    return AdmissionLimits(
+        handshakes_per_s=admission.handshakes_per_s,
+        handshakes_per_address_per_s=admission.handshakes_per_address_per_s,
+        max_strangers=admission.max_unauthenticated,
+        max_strangers_per_address=admission.max_unauthenticated_per_address,
+        max_viewers=admission.max_viewers,
+        max_viewers_per_address=admission.max_viewers_per_address,
+        max_key_delay_s=config.devices.auth_timeout_s * KEY_DELAY_SHARE,
+    )
+
+
+def _peer_limits(config: Config) -> PeerLimits:
+    admission = config.admission
+    return PeerLimits(
+        head_s=admission.request_timeout_s,
+        max_waiting=admission.max_unauthenticated,
+        max_waiting_per_address=admission.max_unauthenticated_per_address,
+        max_request_bytes=2 * config.devices.max_payload_bytes,  # chunks have an overhead
     )
 
 

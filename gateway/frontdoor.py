@@ -5,9 +5,13 @@ Follows device-protocol.zh.md. Bad input is answered to the one who sent it, in 
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
+from typing import Final
 
 from gateway import facts as f
+from gateway.admission import Admission, Refusal
 from gateway.auth import NOT_VALID, DeviceKey, Malformed, Verdict, parse_signature
 from gateway.catalog import Args
 from gateway.device import Device
@@ -21,14 +25,19 @@ from gateway.sockets import Socket, SocketServer
 
 log = logging.getLogger(__name__)
 
+DELAYED_CHECKS: Final = 8  # keys that had to wait are checked so many at a time; who did not wait never queues
+VIEWERS_FULL: Final = "too many viewers, try again later"
+
 
 class FrontDoor:
     """Owner of the sockets: what their peers emit becomes facts of devices, or is answered here."""
 
-    def __init__(self, rooms: Rooms[Socket], policy: RoomPolicy, metrics: Metrics) -> None:
+    def __init__(self, rooms: Rooms[Socket], policy: RoomPolicy, admission: Admission, metrics: Metrics) -> None:
         self._rooms = rooms
         self._policy = policy
+        self._admission = admission
         self._metrics = metrics
+        self._delayed = asyncio.Semaphore(DELAYED_CHECKS)
         self._sockets: SocketServer
         self._devices: Devices
         self._closed = False
@@ -63,11 +72,16 @@ class FrontDoor:
         if isinstance(socket.device, Device):
             socket.device.handle(f.Acked(socket.number, emit_id, args))
 
+    def refused(self, reason: Refusal) -> None:
+        """Count what a peer was refused."""
+        self._metrics.refusals[reason].inc()
+
     def closed(self, socket: Socket, reason: CloseReason) -> None:
         """Take the socket out of everything it was in."""
         self._metrics.sockets.dec()
         self._metrics.closes[reason].inc()
         self._rooms.leave_all(socket)
+        self._unview(socket)
         authentication = self._authentications.get(socket.number)
         if authentication is not None:
             authentication.cancel()
@@ -98,7 +112,7 @@ class FrontDoor:
             claim = parse_signature(data)
         except Malformed as problem:
             log.info("signature malformed", extra={"address": socket.address, "problem": str(problem)})
-            self._fail(socket)
+            self._wrong(socket, None, Refusal.MALFORMED_SIGNATURE)
             return
         if isinstance(socket.device, Device):
             same = socket.device.serial == claim.serial
@@ -111,19 +125,43 @@ class FrontDoor:
             task.add_done_callback(partial(self._authenticated, socket.number))
 
     async def _admit(self, socket: Socket, claim: DeviceKey) -> None:
-        verdict = await self._devices.admit(
-            claim, lambda: self._sockets.admit(socket.number), lambda device: self._welcome(socket, device)
-        )
+        async with self._turn(socket.address, claim.serial):
+            verdict = await self._devices.admit(
+                claim, lambda: self._accepted(socket, claim), lambda device: self._welcome(socket, device)
+            )
         if verdict is Verdict.DENIED:
             log.info("signature wrong", extra={"serial": claim.serial, "address": socket.address})
-            self._fail(socket)
+            self._wrong(socket, claim.serial, Refusal.WRONG_KEY)
         elif verdict is Verdict.UNAVAILABLE:
             self._sockets.close(socket.number, CloseReason.REPLACED)  # by another node, meanwhile
+
+    @asynccontextmanager
+    async def _turn(self, address: str, serial: str) -> AsyncIterator[None]:
+        """Wait until a key may be checked: at once, unless keys were guessed from there."""
+        delay_s = self._admission.guesses.delay_s(address, serial, self._now())
+        if not delay_s:
+            yield
+            return
+        self.refused(Refusal.DELAYED_KEY)
+        await asyncio.sleep(delay_s)
+        async with self._delayed:
+            yield
+
+    def _accepted(self, socket: Socket, claim: DeviceKey) -> None:
+        """The key is right: the socket may wait for the broker."""
+        self._admission.guesses.right(socket.address, claim.serial)
+        self._sockets.admit(socket.number)
+
+    def _wrong(self, socket: Socket, serial: str | None, reason: Refusal) -> None:
+        self.refused(reason)
+        self._admission.guesses.wrong(socket.address, serial, self._now())
+        self._fail(socket)
 
     def _welcome(self, socket: Socket, device: Device) -> None:
         """The socket is the device, if it is still there."""
         if not socket.is_open:
             return
+        self._unview(socket)
         log.info("device here", extra={"serial": device.serial, "address": socket.address})
         socket.device = device
         self._sockets.admit(socket.number)
@@ -147,7 +185,9 @@ class FrontDoor:
         try:
             if event == "join_room":
                 serial = socket.device.serial if isinstance(socket.device, Device) else None
-                self._rooms.join(socket, self._policy.check(room, serial))
+                room = self._policy.check(room, serial)
+                self._view(socket)
+                self._rooms.join(socket, room)
                 self._sockets.admit(socket.number)
             else:
                 self._rooms.leave(socket, room if isinstance(room, str) else "")
@@ -155,3 +195,21 @@ class FrontDoor:
             self._sockets.emit(socket.number, f"{event}:fail", ({"error_msg": str(problem)},))
         else:
             self._sockets.emit(socket.number, f"{event}:ok")
+
+    def _view(self, socket: Socket) -> None:
+        """Count one who is no device among the viewers, from its first room on. Raises Refused."""
+        if socket.views or isinstance(socket.device, Device):
+            return
+        full = self._admission.view(socket.address)
+        if full is not None:
+            self.refused(full)
+            raise Refused(VIEWERS_FULL)
+        socket.views = True
+
+    def _unview(self, socket: Socket) -> None:
+        if socket.views:
+            socket.views = False
+            self._admission.unview(socket.address)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()

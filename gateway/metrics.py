@@ -6,6 +6,7 @@ from typing import Final, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from gateway import facts as f
+from gateway.admission import Refusal
 from gateway.catalog import EVENTS, Event
 from gateway.engine.effects import CloseReason
 
@@ -40,6 +41,10 @@ class Metrics:
         self._ignored = {what: ignored.labels(what) for what in get_args(f.Ignored)}
         closes = Counter("gateway_closes", "Sockets closed.", ["reason"], registry=registry)
         self.closes = {reason: closes.labels(reason) for reason in CloseReason}
+        refusals = Counter(
+            "gateway_refusals", "What peers were refused, or slowed down in.", ["reason"], registry=registry
+        )
+        self.refusals = {reason: refusals.labels(reason) for reason in Refusal}
         self.takeovers = Counter("gateway_takeovers", "Devices that went to another node.", registry=registry)
         self.dropped = Counter(
             "gateway_dropped_events", "Events of devices dropped while the broker was away.", registry=registry

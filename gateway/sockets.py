@@ -12,11 +12,13 @@ from typing import Any, Protocol
 from aiohttp import web
 from socketio import packet as sio
 
+from gateway.admission import Admission, Refusal
 from gateway.catalog import Args
 from gateway.engine.connection import Connection, Pending
 from gateway.engine.effects import CloseReason
 from gateway.engine.faults import PeerFaults
 from gateway.engine.options import EngineOptions
+from gateway.proxies import Proxies
 from gateway.socketio_server import Packet, Server
 from gateway.topics import Client
 
@@ -28,7 +30,7 @@ NAMESPACE = "/"
 class Socket:
     """One Socket.IO connection; `number` names it within this process."""
 
-    __slots__ = ("address", "connection", "device", "number", "rooms")
+    __slots__ = ("address", "connection", "device", "number", "rooms", "views")
 
     def __init__(self, number: int, connection: Connection) -> None:
         self.number = number
@@ -36,6 +38,7 @@ class Socket:
         self.address = str(connection.environ.get("REMOTE_ADDR", ""))
         self.rooms: set[str] | None = None
         self.device: object = None  # who it authenticated as; the owner's to set
+        self.views = False  # it counts as a viewer; the owner's to set
 
     @property
     def is_open(self) -> bool:
@@ -63,14 +66,17 @@ class SocketOwner(Protocol):
     def closed(self, socket: Socket, reason: CloseReason) -> None:
         """The socket is gone; said once."""
 
+    def refused(self, reason: Refusal) -> None:
+        """A peer was refused something before it was a socket, or was slowed down."""
+
 
 class _Server(Server):
     """Hands events and acks of the one namespace over."""
 
-    def __init__(self, sockets: "SocketServer", options: EngineOptions) -> None:
+    def __init__(self, sockets: "SocketServer", options: EngineOptions, admission: Admission, proxies: Proxies) -> None:
         quiet = logging.getLogger(f"{__name__}.socketio")
         quiet.setLevel(logging.WARNING)  # it logs each packet at INFO
-        super().__init__(options, logger=quiet)
+        super().__init__(options, logger=quiet, admission=admission, proxies=proxies)
         self._sockets = sockets
 
     def event(self, connection: Connection, packet: Packet) -> Pending:
@@ -90,15 +96,20 @@ class SocketServer:
     Args:
         owner: told what happens on them.
         path: where devices connect, with and without a slash at its end.
+        admission: how many strangers may come, and how fast.
+        proxies: who is believed about where a client is.
     """
 
-    def __init__(self, owner: SocketOwner, options: EngineOptions, path: str) -> None:
+    def __init__(
+        self, owner: SocketOwner, options: EngineOptions, path: str, admission: Admission, proxies: Proxies
+    ) -> None:
         self._owner = owner
         self._path = path
         self._numbers = count(1)
         self._by_number: dict[int, Socket] = {}
         self._by_engine_sid: dict[str, Socket] = {}
-        self._server = _Server(self, options)
+        self._server = _Server(self, options, admission, proxies)
+        self._server.eio.on_refused = owner.refused
         self._server.on("connect", self._connected)
         self._server.on("disconnect", self._disconnected)
 

@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from gateway import facts as f
+from gateway.admission import Refusal
 from gateway.catalog import EVENTS, Catalog, Event
 from gateway.engine.effects import CloseReason
 from gateway.metrics import OTHER, SECONDS, STATUSES, Metrics
@@ -65,6 +66,7 @@ def test_every_label_is_there_before_anything_happens(metrics: Metrics, registry
         "gateway_dropped_events": {()},
         "gateway_takeovers": {()},
         "gateway_closes": {(str(reason),) for reason in CloseReason},
+        "gateway_refusals": {(str(reason),) for reason in Refusal},
     }
     assert counts(registry) == {}
 

@@ -9,8 +9,9 @@ not read. It must not wait for anything that the same device has yet to send, no
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
+from gateway.admission import Refusal
 from gateway.engine.codec import Generation, Malformed, Packet, decode_frame
 from gateway.engine.effects import (
     Answer,
@@ -26,17 +27,23 @@ from gateway.engine.effects import (
     Write,
     WriteProbe,
 )
+from gateway.engine.options import EngineOptions
 from gateway.engine.session import Session
-from gateway.engine.websocket import WebSocket
+from gateway.engine.websocket import TOO_BIG, WebSocket
 
 logger = logging.getLogger(__name__)
 
 Pending = Awaitable[object] | None
 
+STRANGER_BYTES: Final = 65_536  # of one that nobody has admitted: it says who it is, and no more
+PACE_BURST_S: Final = 10.0  # how many seconds' worth a peer may send at once
+PACE_WAIT_MAX_S: Final = 5.0  # for one message, however large
+
 
 class Application(Protocol):
     """What a connection needs of its server."""
 
+    options: EngineOptions
     on_connected: Callable[["Connection"], Pending]
     on_message: Callable[["Connection", str | bytes], Pending]
     on_closed: Callable[["Connection", CloseReason], Pending]
@@ -56,6 +63,9 @@ class Application(Protocol):
     def keep(self, pending: Awaitable[object]) -> None:
         """See to it that `pending` is awaited."""
 
+    def refused(self, reason: Refusal) -> None:
+        """A peer was refused something, or slowed down."""
+
 
 class Connection:
     """One Engine.IO connection of one peer."""
@@ -64,6 +74,7 @@ class Connection:
         "__weakref__",
         "_app",
         "_busy",
+        "_paid_until",
         "_poll",
         "_probe",
         "_socket",
@@ -81,6 +92,7 @@ class Connection:
         self.posting = False
         self._app = app
         self._busy = 0
+        self._paid_until = 0.0  # when what the peer sent would have been sent at its rate
         self._told = False
         self._poll: asyncio.Future[None] | None = None
         self._probe: WebSocket | None = None
@@ -115,6 +127,9 @@ class Connection:
         """Stop the clock that closes sessions which nobody vouches for."""
         self.session.admit()
         self._app.admitted(self)
+        for socket in (self._socket, self._probe):
+            if socket is not None:
+                socket.trust()
 
     # -- for the transports ----------------------------------------------------------------------------
 
@@ -129,11 +144,41 @@ class Connection:
             self.close(CloseReason.TRANSPORT_ERROR)
             raise
 
+    def watch_stranger(self, socket: WebSocket) -> None:
+        """Bound what comes over a WebSocket until the application admits the connection."""
+        if not self.session.admitted:
+            socket.allow(STRANGER_BYTES, self.flooded)
+
+    def refused(self, reason: Refusal) -> None:
+        """The peer was refused something."""
+        self._app.refused(reason)
+
+    def flooded(self) -> None:
+        """The peer has said more than a stranger may."""
+        self.refused(Refusal.STRANGER_BYTES)
+        for socket in (self._socket, self._probe):
+            if socket is not None:
+                socket.close(TOO_BIG)
+        self.close(CloseReason.MALFORMED)
+
     async def receive(self, packet: Packet) -> None:
-        """Take a packet from the session's transport, until the application is done with it."""
-        pending = self.apply(self.session.receive(packet, self._app.now()))
+        """Take a packet from the session's transport, until the application is done with it and the peer may go on."""
+        now = self._app.now()
+        pending = self.apply(self.session.receive(packet, now))
         if pending is not None:
             await self.settle(pending)
+        await self._pace(len(packet.data), now)
+
+    async def _pace(self, size: int, now: float) -> None:
+        """Charge the peer for a message; one that sends faster than it may is not read for a while."""
+        options = self._app.options
+        cost_s = max(1 / options.messages_per_s, size / options.bytes_per_s)
+        self._paid_until = max(self._paid_until, now) + cost_s
+        wait_s = min(self._paid_until - now - PACE_BURST_S, PACE_WAIT_MAX_S)
+        if wait_s > 0:
+            self.refused(Refusal.MESSAGE_RATE)
+            self.session.hold(wait_s)
+            await asyncio.sleep(wait_s)
 
     async def carry(self, socket: WebSocket) -> None:
         """Read a WebSocket, first as a probe if it is one, until it ends."""
@@ -157,7 +202,9 @@ class Connection:
         if socket is self._socket:
             await self.receive(packet)
         elif socket is self._probe:
-            self.apply(self.session.receive_probe(packet, self._app.now()))
+            now = self._app.now()
+            self.apply(self.session.receive_probe(packet, now))
+            await self._pace(len(packet.data), now)
 
     def may_probe(self, *, base64: bool) -> bool:
         """A WebSocket wants to take over; whether it may try."""
