@@ -36,6 +36,7 @@ class Refusal(StrEnum):
     ADDRESS_HANDSHAKE_RATE = "address-handshake-rate"
     STRANGERS = "strangers"
     STRANGER_BYTES = "stranger-bytes"
+    DEVICES = "devices"
     VIEWERS = "viewers"
     ADDRESS_VIEWERS = "address-viewers"
     ORIGIN = "origin"

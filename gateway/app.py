@@ -19,12 +19,12 @@ from gateway.admission import Admission, AdmissionLimits
 from gateway.auth import authenticator
 from gateway.commands import CommandReader, Policy
 from gateway.config import Config, catalog_of
-from gateway.delivery import Limits
-from gateway.device import LinkSettings, Surroundings
+from gateway.device import LinkSettings, Surroundings, now_rfc3339
 from gateway.devices import Devices
 from gateway.engine.options import EngineOptions
 from gateway.engine.peers import PeerLimits
 from gateway.frontdoor import FrontDoor
+from gateway.limits import Budget, Limits, Pace, Shared
 from gateway.listener import Listener
 from gateway.metrics import Metrics
 from gateway.mqtt import Credentials
@@ -33,7 +33,7 @@ from gateway.node import Node
 from gateway.proxies import Proxies
 from gateway.rooms import RoomPolicy, Rooms
 from gateway.sockets import Socket, SocketServer
-from gateway.topics import Topics
+from gateway.topics import Life, Topics
 
 log = logging.getLogger(__name__)
 
@@ -58,19 +58,23 @@ class Gateway:
         self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), admission, metrics)
         self._sockets = SocketServer(self._door, _engine_options(config), config.devices.path, admission, proxies)
         own = _credentials(config.mqtt.url)
-        self._node = Node(config.node, topics, links, own, rooms, lambda: len(self._devices))
+        life = Life(config.node, now_rfc3339())
+        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices))
         around = Surroundings(
-            node=config.node,
+            life=life,
             topics=topics,
             catalog=catalog,
             reader=CommandReader(topics, catalog, _policy(config), lambda: secrets.token_hex(8)),
             limits=_limits(config),
+            shared=Shared(config.commands.max_per_node, config.commands.max_bytes_per_node),
+            waiting_bytes=Budget(config.mqtt.max_waiting_bytes),
+            replays=Pace(config.commands.replays_per_s),
             links=links,
             sockets=self._sockets,
             node_link=self._node,
             metrics=metrics,
         )
-        self._devices = Devices(around, authenticator(config.auth, os.environ), own)
+        self._devices = Devices(around, authenticator(config.auth, os.environ), own, config.devices.max_devices)
         metrics.devices.set_function(lambda: len(self._devices))
         self._door.serve(self._sockets, self._devices)
         contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
@@ -140,16 +144,19 @@ class Gateway:
         log.info("gateway stopped")
 
     async def _adopt(self) -> None:
-        serials = await self._node.orphans()
-        if serials:
-            log.info("adopting devices of an earlier life", extra={"count": len(serials)})
-        await self._devices.adopt(serials)
+        if not self._devices.adopts:
+            return
+        async with self._node.orphans() as orphans:
+            if orphans:
+                log.info("adopting devices of an earlier life", extra={"count": len(orphans)})
+            await self._devices.adopt(orphans)
 
     def _reasons(self) -> list[str]:
         """Why this node is not ready."""
         return [
             *(["draining"] if self._draining else []),
             *([self._node.trouble] if self._node.trouble else []),
+            *(["full: devices.max_devices are here"] if self._devices.full else []),
         ]
 
     async def _stop_listening(self) -> None:

@@ -42,11 +42,16 @@ class DeviceKey(msgspec.Struct, frozen=True):
 
 
 class Verdict(enum.Enum):
-    """What a check says. UNAVAILABLE is nobody's answer: the device waits, it is not told `auth:fail`."""
+    """What a check says. UNAVAILABLE is nobody's answer: the device waits, it is not told `auth:fail`.
+
+    Two are of an admission, not of a check: MOVED, the device went to another node meanwhile; FULL, there is no place.
+    """
 
     ACCEPTED = enum.auto()
     DENIED = enum.auto()
     UNAVAILABLE = enum.auto()
+    MOVED = enum.auto()
+    FULL = enum.auto()
 
 
 class Authenticator(Protocol):

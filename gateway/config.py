@@ -51,6 +51,7 @@ UInt16 = Annotated[int, _whole(1, 65_535)]
 WillDelay = Annotated[int, _whole(0, 86_400)]
 SessionExpiry = Annotated[int, _whole(1, 4_294_967_294)]  # one more is for ever [MQTT 5.0, 3.1.2.11.2]
 Bytes = Annotated[int, _whole(1024, 268_435_455)]  # the largest Remaining Length [MQTT 5.0, 2.1.4]
+Memory = Annotated[int, _whole(1024, 1 << 50)]
 NodeName = Annotated[str, _text("1 to 64 of A-Z a-z 0-9 . _ -", "[A-Za-z0-9._-]{1,64}")]
 UrlPath = Annotated[str, _text("a path such as /socket/socket.io", r"(/[^/?#\s]+)+")]
 Origin = Annotated[str, _text("an origin such as https://a.example, or *", r"\*|null|[a-z][\w+.-]*://[^/\s]+")]
@@ -72,6 +73,7 @@ class Devices(Struct, frozen=True, forbid_unknown_fields=True):
     drain_s: Annotated[Seconds, _about("Time that a node takes to let its devices go when it stops")] = 10.0
     max_buffer_bytes: Annotated[Bytes, _about("What may wait for a device before it is closed as slow")] = 1_048_576
     auth_timeout_s: Annotated[Seconds, _about("Time to authenticate, or to join a room, before it is closed")] = 30.0
+    max_devices: Annotated[Count, _about("Devices whose links one node has; more are sent away")] = 50_000
     upgrade_timeout_s: Annotated[Seconds, _about("Time to move from polling to a WebSocket")] = 10.0
     missing_eio_is_3: Annotated[bool, _about("Take clients that name no Engine.IO version for version 3")] = False
     compress_polls: Annotated[bool, _about("Compress long polls of clients that accept it")] = True
@@ -114,6 +116,9 @@ class Mqtt(Struct, frozen=True, forbid_unknown_fields=True):
     connect_timeout_s: Annotated[Seconds, _about("Time for one attempt to connect")] = 10.0
     reconnect_min_s: Annotated[Seconds, _about("The first pause before a reconnect")] = 0.5
     reconnect_max_s: Annotated[Seconds, _about("The longest pause before a reconnect")] = 30.0
+    max_waiting_bytes: Annotated[
+        Memory, _about("Events of all devices that wait while the broker is away; the oldest are dropped")
+    ] = 268_435_456
     response_topics: Annotated[tuple[Filter, ...], _about("Response Topics, under prefix")] = ("inbox/#",)
 
 
@@ -134,6 +139,9 @@ class Commands(Struct, frozen=True, forbid_unknown_fields=True):
     max_per_device: Annotated[Count, _about("Commands held for one device; more are rejected")] = 256
     max_payload_bytes: Annotated[Bytes, _about("The largest command; larger ones are rejected")] = 1_000_000
     max_bytes_per_device: Annotated[Bytes, _about("Payload held for one device; more is rejected")] = 8_388_608
+    max_per_node: Annotated[Count, _about("Commands held for all devices of a node; more are rejected")] = 500_000
+    max_bytes_per_node: Annotated[Memory, _about("Payload held for all of them; more is rejected")] = 1_073_741_824
+    replays_per_s: Annotated[Count, _about("Devices a second that get what was held for them, when many return")] = 500
     reply_timeout_s: Annotated[Seconds, _about("Time that a service has to reply to a device")] = 30.0
     max_questions_per_device: Annotated[Count, _about("Questions of one device that wait for a reply")] = 64
 

@@ -19,8 +19,8 @@ from gateway import facts as f
 from gateway.addresses import BrokerUrl
 from gateway.catalog import Catalog
 from gateway.commands import CommandReader
-from gateway.delivery import Limits
 from gateway.engine.effects import CloseReason
+from gateway.limits import Budget, Limits, Pace, Shared
 from gateway.metrics import Metrics
 from gateway.mqtt import (
     Closed,
@@ -39,7 +39,7 @@ from gateway.mqtt import (
 from gateway.mqtt.link import Backoff, Down, Link, LinkEvent, Refused, Unavailable
 from gateway.session import DeviceSession
 from gateway.sockets import Socket, SocketServer
-from gateway.topics import JSON_TYPE, Presence, Topics
+from gateway.topics import JSON_TYPE, Life, Presence, Topics
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +67,14 @@ class LinkSettings(msgspec.Struct, frozen=True):
 class NodeLink(Protocol):
     """What a device needs of its node."""
 
+    @property
+    def displaced(self) -> bool:
+        """Whether a later life of the node has begun: it has all devices then."""
+
     def relay(self, socket: int, room: str, event: str, message: Message) -> None:
         """Emit to the other sockets of a room, on every node."""
 
-    def publish(self, message: Message) -> None:
+    def publish(self, message: Message, *, droppable: bool = False) -> None:
         """Publish for a device whose own link is gone."""
 
     async def presence(self, serial: str) -> Presence | None:
@@ -80,11 +84,14 @@ class NodeLink(Protocol):
 class Surroundings(msgspec.Struct, frozen=True):
     """What all devices of a node share."""
 
-    node: str
+    life: Life
     topics: Topics
     catalog: Catalog
     reader: CommandReader
     limits: Limits
+    shared: Shared
+    waiting_bytes: Budget
+    replays: Pace
     links: LinkSettings
     sockets: SocketServer
     node_link: NodeLink
@@ -114,7 +121,7 @@ class Device:
         self._gone = gone
         self._loop = asyncio.get_running_loop()
         self._session = DeviceSession(
-            serial, around.node, around.topics, around.catalog, around.limits, secrets.token_hex(4)
+            serial, around.life, around.topics, around.catalog, around.limits, around.shared, secrets.token_hex(4)
         )
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0  # uvloop's handles do not say, where the time has passed
@@ -130,7 +137,8 @@ class Device:
             backoff=links.backoff,
             connect_timeout_s=links.connect_timeout_s,
             tls=links.tls,
-            may_reconnect=self._is_ours,
+            may_reconnect=self._may_reconnect,
+            waiting_bytes=around.waiting_bytes,
         )
 
     @property
@@ -198,7 +206,11 @@ class Device:
         if self._park is not None:
             self._park.cancel()
             self._park = None
-        self.handle(f.Attached(socket.number, socket.client, now_rfc3339()))
+        now = self._loop.time()
+        turn = self._around.replays.turn(now) if self._session.open_commands else now
+        self.handle(f.Attached(socket.number, socket.client, now_rfc3339(), held=turn > now))
+        if turn > now:
+            self._loop.call_at(turn, self._release, socket.number)
 
     def lost(self, socket: Socket, reason: str) -> None:
         """A socket that was the device, and may still be, is gone."""
@@ -209,7 +221,7 @@ class Device:
     def adopt(self, presence: Presence) -> None:
         """An earlier life of this node had the device: hold its commands as if it had just gone away."""
         self.used = True
-        if presence.online:  # nobody has said that it is gone: the Will is not sent for a session that goes on
+        if presence.online or presence.since is None:  # the Will is not sent for a session that goes on
             self.handle(f.Adopted(now_rfc3339()))
         self._park = self._loop.call_later(self._around.links.session_s, self._leave)
         self.open()
@@ -236,10 +248,9 @@ class Device:
             self._around.sockets.close(socket, CloseReason.SHUTDOWN)
             self.handle(f.Lost(socket, CloseReason.SHUTDOWN, now_rfc3339()))
         await self.close()
-        self.handle(f.Moved())  # what did not leave with the link, because the broker is away, is the node's to say
 
     async def close(self) -> None:
-        """Close the link so that the broker keeps the session."""
+        """Close the link so that the broker keeps the session; what has not left with it is the node's to say."""
         for timer in (self._timer, self._park):
             if timer is not None:
                 timer.cancel()
@@ -248,6 +259,17 @@ class Device:
         self._changed()
         if link is not None:
             await link.close()
+            self._hand_over(link)
+
+    def _hand_over(self, link: Link) -> None:
+        """Let the node say what has not left with the link: outcomes that nobody else will say, and events."""
+        self.handle(f.Moved())
+        for message in link.leftover():
+            self._around.node_link.publish(message, droppable=True)
+
+    def _release(self, socket: int) -> None:
+        if self._session.socket == socket:
+            self.handle(f.Released())
 
     def _received(self, event: Received) -> None:
         if self.link is None:  # it is being closed: the next owner gets this again
@@ -297,10 +319,11 @@ class Device:
 
     def _move(self, event: Closed) -> None:
         log.info("device moved", extra={"serial": self.serial, "code": event.code, "reason": event.reason})
-        self.link = None
         self._around.metrics.takeovers.inc()
+        link, self.link = self.link, None
         self._changed()
-        self.handle(f.Moved())
+        if link is not None:
+            self._hand_over(link)
         self._gone(self)
 
     def _leave(self) -> None:
@@ -314,14 +337,29 @@ class Device:
         elif not self.online:
             self._gone(self)
 
-    async def _is_ours(self) -> bool:
+    async def give_way(self) -> bool:
+        """If the link is down and another has the device by now, let it go; whether that is so.
+
+        Its commands, of which the other may have carried out some, must not meet the sessions that come back.
+        """
+        link = self.link
+        if link is None or link.connected or not self._session.presence or await self._is_ours():
+            return self.link is None
+        await link.close()
+        if self.link is link:
+            self._move(Closed(None, "gave way"))
+        return True
+
+    async def _may_reconnect(self) -> bool:
         """Whether a link that was cut without a reason may be opened again: not if another node has the device now."""
         await asyncio.sleep(random.uniform(*OWNER_SPEAKS_WITHIN_S))  # noqa: S311 - spread, not secret
-        theirs, ours = await self._around.node_link.presence(self.serial), self._session.presence
-        if theirs is None or theirs.node == self._around.node:
-            return True
-        # A broker that comes back with an older save may name an owner of the past.
-        return bool(ours and ours.since and theirs.since and theirs.since < ours.since)
+        return await self._is_ours()
+
+    async def _is_ours(self) -> bool:
+        around = self._around
+        theirs = await around.node_link.presence(self.serial)
+        ours = self._session.presence or Presence(False, around.life.node)
+        return not around.node_link.displaced and (theirs is None or not theirs.is_newer_than(ours, around.life))
 
     def _changed(self) -> None:
         change, self._change = self._change, None
@@ -331,7 +369,7 @@ class Device:
 
 def _link_options(serial: str, around: Surroundings) -> Options:
     topics, links = around.topics, around.links
-    gone = Presence(online=False, node=around.node, reason="gateway-lost")
+    gone = Presence(False, around.life.node, reason="gateway-lost", started=around.life.started)
     will = Message(topics.presence(serial), msgspec.json.encode(gone), qos=1, retain=True, content_type=JSON_TYPE)
     return Options(
         client_id=client_id(topics.prefix, serial),
@@ -353,4 +391,9 @@ def client_id(prefix: str, name: str) -> str:
 
 def now_rfc3339() -> str:
     """Return the time of day, UTC, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    return rfc3339(datetime.now(UTC))
+
+
+def rfc3339(at: datetime) -> str:
+    """Return a UTC time to the millisecond; such texts are in the order of their times."""
+    return at.isoformat(timespec="milliseconds")

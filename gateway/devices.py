@@ -4,13 +4,14 @@ import asyncio
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from gateway.auth import Authenticator, DeviceKey, Verdict
 from gateway.device import Device, Surroundings
 from gateway.mqtt import Credentials, Opened, Refused
+from gateway.topics import Presence
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,14 @@ class Devices:
     Args:
         authenticator: checks keys before a link is opened; None where the broker does, by the link's CONNECT.
         credentials: the gateway's own, for links of devices that an authenticator has checked.
+        max_devices: how many links there may be.
     """
 
-    def __init__(self, around: Surroundings, authenticator: Authenticator | None, credentials: Credentials) -> None:
+    def __init__(
+        self, around: Surroundings, authenticator: Authenticator | None, credentials: Credentials, max_devices: int
+    ) -> None:
         self._around = around
+        self._max_devices = max_devices
         self._authenticator = authenticator
         self._credentials = credentials
         self._devices: dict[str, Device] = {}
@@ -48,8 +53,7 @@ class Devices:
     async def admit(self, claim: DeviceKey, accepted: Callable[[], None], welcome: Callable[[Device], None]) -> Verdict:
         """Check a claim, open the device's link, and welcome the one who made the claim.
 
-        While the broker is away it waits: a device is not told that its key is wrong. UNAVAILABLE: the device went
-        to another node meanwhile.
+        While the broker is away it waits: a device is not told that its key is wrong.
 
         Args:
             accepted: called when the key is known to be right, though the broker may still be waited for.
@@ -61,6 +65,10 @@ class Devices:
         elif (verdict := await self._authenticator.check(claim)) is not Verdict.ACCEPTED:
             return verdict
         await asyncio.sleep(self._flaps.delay_s(claim.serial, asyncio.get_running_loop().time()))
+        if claim.serial not in self._devices and self.full:
+            return Verdict.FULL
+        if self._around.node_link.displaced:
+            return Verdict.MOVED
         with self._claimed(claim.serial, credentials) as device:
             if self._authenticator is not None:
                 accepted()
@@ -70,20 +78,32 @@ class Devices:
             else:
                 accepted()
             if not await device.ready():
-                return Verdict.UNAVAILABLE
+                return Verdict.MOVED
             welcome(device)
             return Verdict.ACCEPTED
 
-    async def adopt(self, serials: Iterable[str]) -> None:
-        """Park the links of devices that an earlier life of this node had, paced."""
-        if self._authenticator is None:
-            return  # only the devices have the keys: their sessions wait in the broker
-        for serial in serials:
-            presence = await self._around.node_link.presence(serial)  # it may have gone to another node meanwhile
-            if serial not in self._devices and presence is not None and presence.node == self._around.node:
+    @property
+    def full(self) -> bool:
+        """Whether there is no place for another device."""
+        return len(self._devices) >= self._max_devices
+
+    @property
+    def adopts(self) -> bool:
+        """Whether links can be opened for devices that are away: not where only they have the keys."""
+        return self._authenticator is not None
+
+    async def adopt(self, orphans: dict[str, Presence]) -> None:
+        """Park the links of devices that an earlier life of this node had, paced.
+
+        Args:
+            orphans: by serial; those that come to another node meanwhile are removed from it.
+        """
+        for serial in tuple(orphans):
+            presence = orphans.get(serial)
+            if presence is not None and serial not in self._devices and not self.full:
                 device = self._devices[serial] = Device(serial, self._credentials, self._around, self._forget)
                 device.adopt(presence)
-            await asyncio.sleep(ADOPT_PAUSE_S)
+                await asyncio.sleep(ADOPT_PAUSE_S)
 
     async def drain(self, drain_s: float) -> None:
         """Let every device go, spread over time, each when its acks are in; the broker keeps the sessions."""
@@ -115,7 +135,7 @@ class Devices:
     async def _prove(self, device: Device, credentials: Credentials) -> Verdict:
         """Let the broker check this key, by a CONNECT as the device, also when the device has a link already."""
         failures = 0
-        while device.link is not None:
+        while not await device.give_way() and device.link is not None:
             match await device.link.prove(credentials):
                 case Opened():
                     return Verdict.ACCEPTED
@@ -123,7 +143,7 @@ class Devices:
                     return Verdict.DENIED
             await asyncio.sleep(self._around.links.backoff.delay_s(failures, random.uniform))
             failures += 1
-        return Verdict.UNAVAILABLE
+        return Verdict.MOVED
 
     def _forget(self, device: Device) -> None:
         """Drop a device that moved or was away for too long, unless another has its place."""

@@ -132,7 +132,11 @@ class FrontDoor:
         if verdict is Verdict.DENIED:
             log.info("signature wrong", extra={"serial": claim.serial, "address": socket.address})
             self._wrong(socket, claim.serial, Refusal.WRONG_KEY)
-        elif verdict is Verdict.UNAVAILABLE:
+        elif verdict is Verdict.FULL:
+            self.refused(Refusal.DEVICES)
+            log.warning("no place for a device", extra={"serial": claim.serial, "address": socket.address})
+            self._sockets.close(socket.number, CloseReason.OVERLOADED)
+        elif verdict is not Verdict.ACCEPTED:
             self._sockets.close(socket.number, CloseReason.REPLACED)  # by another node, meanwhile
 
     @asynccontextmanager

@@ -10,32 +10,37 @@ import msgspec
 
 from gateway import facts as f
 from gateway.catalog import Args, Catalog
-from gateway.delivery import Deliveries, Limits
+from gateway.delivery import Deliveries
+from gateway.limits import Limits, Shared
 from gateway.mqtt import Message
-from gateway.topics import BINARY_TYPE, JSON_TYPE, BadName, Presence, Topics
+from gateway.topics import BINARY_TYPE, JSON_TYPE, BadName, Client, Life, Presence, Topics
 
 
 class DeviceSession:
     """One device: `handle` facts, carry out the effects, send `Ticked` at `deadline`.
 
     Args:
+        life: of the node.
+        shared: what it holds is counted here, too.
         nonce: makes the ids of this session's questions unlike those of any other.
     """
 
     __slots__ = (
-        "_catalog", "_deliveries", "_effects", "_limits", "_link_open", "_next_question", "_node", "_nonce",
+        "_catalog", "_deliveries", "_effects", "_life", "_limits", "_link_open", "_next_question", "_nonce",
         "_presence", "_questions", "_serial", "_socket", "_topics",
     )  # fmt: skip
 
-    def __init__(self, serial: str, node: str, topics: Topics, catalog: Catalog, limits: Limits, nonce: str) -> None:
+    def __init__(
+        self, serial: str, life: Life, topics: Topics, catalog: Catalog, limits: Limits, shared: Shared, nonce: str
+    ) -> None:
         self._serial = serial
-        self._node = node
+        self._life = life
         self._topics = topics
         self._catalog = catalog
         self._limits = limits
         self._nonce = nonce
         self._effects: list[f.Effect] = []
-        self._deliveries = Deliveries(serial, node, limits, self._effects)
+        self._deliveries = Deliveries(serial, life.node, limits, shared, self._effects)
         self._socket: int | None = None
         self._link_open = False
         self._presence: Presence | None = None
@@ -115,23 +120,23 @@ class DeviceSession:
             self._questions.clear()
             self._deliveries.detach(now)
         self._socket = fact.socket
-        self._announce(Presence(online=True, node=self._node, since=fact.at, client=fact.client))
+        self._announce(fact.at, client=fact.client)
         self._deliveries.attach(fact.socket, now, held=fact.held)
 
     def _adopt(self, at: str) -> None:
         if self._socket is None:
-            self._announce(Presence(online=False, node=self._node, since=at, reason="gateway-lost"))
+            self._announce(at, reason="gateway-lost")
 
     def _lose(self, fact: f.Lost, now: float) -> None:
         self._socket = None
         self._questions.clear()
         self._deliveries.detach(now)
-        self._announce(Presence(online=False, node=self._node, since=fact.at, reason=fact.reason))
+        self._announce(fact.at, reason=fact.reason)
 
     def _open_link(self, resumed: bool, now: float) -> None:
         self._link_open = True
         if self._presence is not None:
-            self._announce(self._presence)  # meanwhile the Will may have said otherwise
+            self._publish_presence()  # meanwhile the Will may have said otherwise
         self._deliveries.link_opened(resumed, now)
 
     def _move(self, now: float) -> None:
@@ -149,13 +154,18 @@ class DeviceSession:
             self._effects.append(f.Ignore("unanswered_question"))
         self._deliveries.tick(now)
 
-    def _announce(self, presence: Presence) -> None:
+    def _announce(self, at: str, *, client: Client | None = None, reason: str | None = None) -> None:
+        """Say that the device is here since `at`, or gone for a reason."""
+        life = self._life
+        self._presence = Presence(client is not None, life.node, at, reason, client, life.started)
+        self._publish_presence()
+
+    def _publish_presence(self) -> None:
         """Publish presence; while the link is down only the last word is kept, to be said when it opens."""
-        self._presence = presence
         if not self._link_open:
             return
         topic = self._topics.presence(self._serial)
-        body = msgspec.json.encode(presence)
+        body = msgspec.json.encode(self._presence)
         self._effects.append(f.Publish(Message(topic, body, qos=1, retain=True, content_type=JSON_TYPE)))
 
     def _device_event(self, fact: f.Emitted, now: float) -> None:

@@ -54,6 +54,13 @@ class Client(msgspec.Struct, frozen=True):
     address: str
 
 
+class Life(msgspec.Struct, frozen=True):
+    """One life of a node: its name, and when it started (RFC 3339)."""
+
+    node: str
+    started: str
+
+
 class Presence(msgspec.Struct, frozen=True):
     """Whether a device is connected; retained on its presence topic and carried by its link's Will."""
 
@@ -62,6 +69,17 @@ class Presence(msgspec.Struct, frozen=True):
     since: str | None = None  # RFC 3339, when it came or went; a Will cannot know
     reason: str | None = None
     client: Client | None = None
+    started: str = ""  # of the node, RFC 3339
+
+    def is_newer_than(self, ours: "Presence", life: Life) -> bool:
+        """Whether who said this has the device now, and not we, who last said `ours` in this life.
+
+        Of two lives of one node the later has it; of two nodes who spoke last: a broker that comes back with an older
+        save may name an owner of the past.
+        """
+        if self.node == life.node:
+            return self.started > life.started
+        return not (ours.since and self.since and self.since < ours.since)
 
 
 class NodeStatus(msgspec.Struct, frozen=True):

@@ -28,6 +28,7 @@ CORES = {
     "gateway.own_events",
     "gateway.commands",
     "gateway.facts",
+    "gateway.limits",
     "gateway.delivery",
     "gateway.outcomes",
     "gateway.session",

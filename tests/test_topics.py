@@ -9,6 +9,8 @@ from gateway.topics import (
     MAX_NAME_BYTES,
     BadName,
     CommandTopic,
+    Life,
+    Presence,
     ReplyTopic,
     RoomTopic,
     Topics,
@@ -257,3 +259,19 @@ def test_no_serials(text: str) -> None:
 @example("a\n")
 def test_an_id_fits_into_a_topic_and_a_user_property(text: str) -> None:
     assert is_id(text) == (encoded(text) is not None and is_text(text))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "newer"),
+    [
+        (Presence(True, "gw-1", "2026-01-02", started="2026-01-01"), False),  # we said so ourselves
+        (Presence(True, "gw-1", "2026-01-09", started="2025-12-01"), False),  # an earlier life of ours
+        (Presence(True, "gw-1", "2026-01-01", started="2026-01-05"), True),  # a later life: we are displaced
+        (Presence(True, "gw-2", "2026-01-03", started="2025-01-01"), True),  # another node spoke later
+        (Presence(True, "gw-2", "2026-01-01", started="2026-01-05"), False),  # an owner of the past
+        (Presence(False, "gw-2", None), True),  # a Will, which knows no time
+    ],
+)
+def test_of_two_owners_one_has_the_device(theirs: Presence, newer: bool) -> None:
+    ours = Presence(True, "gw-1", "2026-01-02", started="2026-01-01")
+    assert theirs.is_newer_than(ours, Life("gw-1", "2026-01-01")) is newer

@@ -19,6 +19,7 @@ class CloseReason(StrEnum):
     REPLACED = "replaced"
     SHUTDOWN = "shutdown"
     UNAUTHENTICATED = "unauthenticated"
+    OVERLOADED = "overloaded"
     INTERNAL_ERROR = "internal-error"
 
 
@@ -29,6 +30,7 @@ ORDERLY: Final = frozenset(
         CloseReason.REPLACED,
         CloseReason.SHUTDOWN,
         CloseReason.UNAUTHENTICATED,
+        CloseReason.OVERLOADED,
         CloseReason.INTERNAL_ERROR,
     }
 )

@@ -15,6 +15,7 @@ from typing import Any, cast
 import mqtt5
 
 from gateway.addresses import BrokerUrl
+from gateway.limits import Budget
 from gateway.mqtt import (
     Backoff,
     Closed,
@@ -43,7 +44,7 @@ class Link:
         may_reconnect: asked before every attempt after a cut without a reason, which is also how some brokers tell of
             a takeover; False ends the link with Closed, an exception means True. It bounds its own time, and is
             cancelled by `close()`, `abort()` and `prove()`.
-
+        waiting_bytes: see `MqttSession`.
     """
 
     __slots__ = (
@@ -78,6 +79,7 @@ class Link:
         connect_timeout_s: float,
         tls: ssl.SSLContext | None = None,
         may_reconnect: Callable[[], Awaitable[bool]] | None = None,
+        waiting_bytes: Budget | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._address = address
@@ -88,7 +90,7 @@ class Link:
         self._connect_timeout_s = connect_timeout_s
         self._may_reconnect = may_reconnect
         self._uniform = uniform
-        self._session = MqttSession(options)
+        self._session = MqttSession(options, waiting_bytes)
         self._wanted = False  # whether to reconnect
         self._failures = 0  # attempts since the last Opened
         self._cut_without_reason = False  # how the last connection ended
@@ -343,6 +345,10 @@ class Link:
     def publish(self, message: Message, token: int | None = None, droppable: bool = False) -> None:
         """See `MqttSession.publish`."""
         self._session.publish(message, token, droppable)
+
+    def leftover(self) -> list[Message]:
+        """See `MqttSession.leftover`; for a link that has stopped or was closed."""
+        return self._session.leftover()
 
     def puback(self, delivery: int, *, confirm: bool = False) -> None:
         """See `MqttSession.puback`."""
