@@ -17,12 +17,14 @@ from gateway import __version__, admin, asyncapi, logs
 from gateway.addresses import BrokerUrl
 from gateway.admission import Admission, AdmissionLimits
 from gateway.auth import authenticator
+from gateway.bearer import admin_token, guard
 from gateway.commands import CommandReader, Policy
 from gateway.config import Config, catalog_of
 from gateway.device import LinkSettings, Surroundings, now_rfc3339
 from gateway.devices import Devices
 from gateway.engine.options import EngineOptions
 from gateway.engine.peers import PeerLimits
+from gateway.exposures import exposures
 from gateway.frontdoor import FrontDoor
 from gateway.limits import Budget, Limits, Pace, Shared
 from gateway.listener import Listener
@@ -80,6 +82,8 @@ class Gateway:
         contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
         devices = web.Application()
         self._sockets.attach(devices)
+        pages = admin.application(self._reasons, registry, contract)
+        pages.middlewares.append(guard(admin_token(config.admin.token_env, os.environ), self._door.refused))
         self._ports = {
             "devices": Listener(
                 "devices.listen",
@@ -92,7 +96,7 @@ class Gateway:
             "admin": Listener(
                 "admin.listen",
                 config.admin.listen,
-                admin.application(self._reasons, registry, contract),
+                pages,
                 self._door.refused,
             ),
         }
@@ -115,6 +119,8 @@ class Gateway:
         except OSError:
             await self._stop_listening()
             raise
+        for exposure in exposures(self._config):
+            log.warning("accepted exposure", extra={"exposure": exposure.name, "what": exposure.what})
         self._node.open(self._sockets)
         self._adopting = asyncio.create_task(self._adopt(), name="adopt")
         log.info(

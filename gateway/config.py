@@ -45,6 +45,7 @@ def _text(expected: str, pattern: str) -> Meta:
 _LEVEL: Final = r"[^+#/\s\x00-\x1f\x7f]+"  # one topic level that needs no quoting anywhere
 
 Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max, extra={"expected": "a number > 0"})]
+Accepted = Literal["open-auth", "anonymous-rooms", "admin-without-token", "plain-mqtt"]
 Rate = Annotated[float, Meta(ge=0.01, le=1e9, extra={"expected": "a number from 0.01 to 1000000000"})]
 Count = Annotated[int, _whole(1, 1_000_000)]
 UInt16 = Annotated[int, _whole(1, 65_535)]
@@ -56,6 +57,7 @@ NodeName = Annotated[str, _text("1 to 64 of A-Z a-z 0-9 . _ -", "[A-Za-z0-9._-]{
 UrlPath = Annotated[str, _text("a path such as /socket/socket.io", r"(/[^/?#\s]+)+")]
 Origin = Annotated[str, _text("an origin such as https://a.example, or *", r"\*|null|[a-z][\w+.-]*://[^/\s]+")]
 Variable = Annotated[str, _text("the name of an environment variable", "[A-Za-z_][A-Za-z0-9_]*")]
+VariableOrNone = Annotated[str, _text("the name of an environment variable, or nothing", "([A-Za-z_][A-Za-z0-9_]*)?")]
 RoomPattern = Annotated[str, _text("a room name, or a pattern with at most two *", r"(?=.)[^*]*(\*[^*]*){0,2}")]
 Filter = Annotated[str, _text("a filter such as inbox/#", rf"#|({_LEVEL}|\+)(/({_LEVEL}|\+))*(/#)?")]
 TopicPrefix = Annotated[str, _text("levels such as gw/v1, no + # or blanks", rf"(?!\$){_LEVEL}(/{_LEVEL})*")]
@@ -102,6 +104,7 @@ class Admin(Struct, frozen=True, forbid_unknown_fields=True):
     """The operator's side: health and metrics."""
 
     listen: Annotated[Listen, _about("Where /healthz, /readyz and /metrics are")] = Listen("127.0.0.1", 9464)
+    token_env: Annotated[VariableOrNone, _about("What holds the bearer token of the pages; none if empty")] = ""
 
 
 class Mqtt(Struct, frozen=True, forbid_unknown_fields=True):
@@ -183,6 +186,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting of one node; the sections are those of the file."""
 
     node: Annotated[NodeName, _about("A name that no other node has")] = field(default_factory=_node_of_host)
+    accept: Annotated[tuple[Accepted, ...], _about("What is open on purpose, and not refused")] = ()
     devices: Devices = Devices()
     admission: Admission = Admission()
     admin: Admin = Admin()
@@ -234,12 +238,13 @@ def resolve(table: Mapping[str, Any], environ: Mapping[str, str], overrides: Map
     return config
 
 
-def unknown_variables(environ: Mapping[str, str], pepper_env: str = "GATEWAY_PEPPER") -> list[str]:
-    """Warn of each GATEWAY_… variable that is no setting: a slip, or what Kubernetes injects."""
+def unknown_variables(environ: Mapping[str, str], config: Config) -> list[str]:
+    """Warn of each GATEWAY_… variable that is no setting, nor named by one: a slip, or what Kubernetes injects."""
     known = {_variable(path) for path in settings_of(Config)}
+    named = {attrgetter(path)(config) for path in settings_of(Config) if path.endswith("_env")}
     return [
         f"environment {name}: not a setting, ignored{suggestion(name, known)}"
-        for name in sorted(environ.keys() - known - {pepper_env})
+        for name in sorted(environ.keys() - known - named)
         if name.startswith("GATEWAY_") and not name.startswith("GATEWAY_TEST_")
     ]
 
@@ -253,7 +258,7 @@ def example() -> str:
             lines += ["", f"[{section}]"]
         lines.append(f"# {get_args(annotation)[-1].description}: {expected(annotation)}.")
         value = as_toml(attrgetter(path)(Config()))
-        lines.append(f"{key} = {value}" if section else '# node = "gw-1"  # gw- and the name of the host')
+        lines.append('# node = "gw-1"  # gw- and the name of the host' if path == "node" else f"{key} = {value}")
     return "\n".join(lines) + "\n"
 
 

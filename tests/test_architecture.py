@@ -20,6 +20,7 @@ CORES = {
     "gateway.addresses",
     "gateway.admission",
     "gateway.crowd",
+    "gateway.exposures",
     "gateway.proxies",
     "gateway.topics",
     "gateway.catalog",

@@ -82,12 +82,21 @@ def check(path: Path | None, example: bool) -> None:
         click.echo(config.example(), nl=False)
         return
     from gateway.auth import authenticator
+    from gateway.bearer import admin_token
     from gateway.settings import ConfigError
 
-    try:
-        authenticator(_load(path, {}).auth, os.environ)
-    except ConfigError as error:
-        raise Refused(str(error)) from None
+    loaded = _load(path, {})
+    problems: list[str] = []
+    for secret in (
+        lambda: authenticator(loaded.auth, os.environ),
+        lambda: admin_token(loaded.admin.token_env, os.environ),
+    ):
+        try:
+            secret()
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise Refused("\n".join(problems))
     click.echo(f"{path or 'the environment'}: ok")
 
 
@@ -124,13 +133,15 @@ def demo(seconds: float | None, broker: Literal["auto", "mosquitto", "embedded"]
 
 def _load(path: Path | None, overrides: dict[str, str]) -> "Config":
     """The configuration, or every problem on a line of its own and exit status 2; warnings either way."""
-    from gateway import config
+    from gateway import config, exposures
     from gateway.settings import ConfigError
 
     try:
         loaded = config.load(path, os.environ, overrides)
     except ConfigError as error:
-        raise Refused("\n".join([*error.problems, *config.unknown_variables(os.environ)])) from None
-    for warning in config.unknown_variables(os.environ, loaded.auth.pepper_env):
+        raise Refused("\n".join([*error.problems, *config.unknown_variables(os.environ, config.Config())])) from None
+    if open_to_strangers := exposures.refused(loaded):
+        raise Refused("\n".join(open_to_strangers))
+    for warning in config.unknown_variables(os.environ, loaded):
         click.echo(f"warning: {warning}", err=True)
     return loaded

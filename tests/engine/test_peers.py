@@ -178,17 +178,14 @@ async def test_who_left_or_is_served_takes_no_place(http: aiohttp.ClientSession)
 
 @pytest.mark.parametrize(
     "head",
-    [
-        b"GET /" + b"x" * 100_000,
-        b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000,
-        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 50_000,
-    ],
+    [b"GET /" + b"x" * 9000, b"GET / HTTP/1.1\r\nX: " + b"x" * 9000, b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 101],
     ids=["line", "field", "fields"],
 )
 async def test_a_head_that_is_too_large_is_refused(head: bytes) -> None:
     async with bench() as server:
         reader, writer = await dial(server, head)
-        assert (await rest(reader)).startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 ", b"HTTP/1.1 431 "))
+        writer.write(b"\r\n\r\n")
+        assert b" 400 " in (await rest(reader)).partition(b"\r\n")[0]
         writer.close()
 
 
