@@ -46,6 +46,7 @@ class Refusal(StrEnum):
     MALFORMED_SIGNATURE = "malformed-signature"
     WRONG_KEY = "wrong-key"
     DELAYED_KEY = "delayed-key"
+    TOKEN = "token"  # noqa: S105 - it is none
     MESSAGE_RATE = "message-rate"
     ADMIN_TOKEN = "admin-token"  # noqa: S105 - it is none
 

@@ -16,7 +16,7 @@ from aiohttp import web
 from gateway import __version__, admin, asyncapi, logs
 from gateway.addresses import BrokerUrl
 from gateway.admission import Admission, AdmissionLimits
-from gateway.auth import authenticator
+from gateway.auth.choice import authenticator
 from gateway.bearer import admin_token, guard
 from gateway.commands import CommandReader, Policy
 from gateway.config import Config, catalog_of
@@ -35,7 +35,9 @@ from gateway.node import Node
 from gateway.proxies import Proxies
 from gateway.rooms import RoomPolicy, Rooms
 from gateway.sockets import Socket, SocketServer
+from gateway.tokens import token_reader
 from gateway.topics import Life, Topics
+from gateway.watched import Files
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ class Gateway:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._draining = False
-        self._adopting: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._files = Files()
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
         registry = admin.registry()
         catalog = catalog_of(config.catalog)
@@ -57,7 +60,8 @@ class Gateway:
         links = _link_settings(config)
         rooms: Rooms[Socket] = Rooms()
         admission, proxies = Admission(_admission_limits(config)), Proxies(config.admission.trusted_proxies)
-        self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), admission, metrics)
+        tokens = token_reader(config.tokens, os.environ, self._files)
+        self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), tokens, admission, metrics)
         self._sockets = SocketServer(self._door, _engine_options(config), config.devices.path, admission, proxies)
         own = _credentials(config.mqtt.url)
         life = Life(config.node, now_rfc3339())
@@ -76,8 +80,13 @@ class Gateway:
             node_link=self._node,
             metrics=metrics,
         )
-        self._devices = Devices(around, authenticator(config.auth, os.environ), own, config.devices.max_devices)
+        self._authenticator = authenticator(
+            config.auth, os.environ, self._files, lambda serials: self._devices.revoke(serials)
+        )
+        self._devices = Devices(around, self._authenticator, own, config.devices.max_devices)
+        self._open_rooms = [rule.match for rule in config.rooms.rules if rule.allow == "anyone"]
         metrics.devices.set_function(lambda: len(self._devices))
+        metrics.anonymous_room_rules.set(len(self._open_rooms))
         self._door.serve(self._sockets, self._devices)
         contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
         devices = web.Application()
@@ -122,7 +131,10 @@ class Gateway:
         for exposure in exposures(self._config):
             log.warning("accepted exposure", extra={"exposure": exposure.name, "what": exposure.what})
         self._node.open(self._sockets)
-        self._adopting = asyncio.create_task(self._adopt(), name="adopt")
+        self._tasks.append(asyncio.create_task(self._adopt(), name="adopt"))
+        self._tasks.append(asyncio.create_task(self._files.run(), name="files"))
+        if self._open_rooms:
+            log.warning("rooms are open to anybody, without a token", extra={"rooms": self._open_rooms})
         log.info(
             "gateway started",
             extra={
@@ -135,14 +147,20 @@ class Gateway:
             },
         )
 
+    def reload(self) -> None:
+        """Read the files of keys again, without waiting for a change to be noticed."""
+        self._files.reload()
+
     async def stop(self) -> None:
         """Accept nothing more, let the devices go within `drain_s`, and leave the sessions in the broker's keeping."""
         self._draining = True
-        if self._adopting is not None:
-            self._adopting.cancel()
-            await asyncio.wait({self._adopting})
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
         await self._ports["devices"].stop_accepting()
         await self._door.close()
+        if self._authenticator is not None:
+            await self._authenticator.close()
         await self._devices.drain(self._config.devices.drain_s)
         await self._sockets.shutdown()
         await self._node.close()
@@ -192,6 +210,7 @@ async def _serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
     gateway = Gateway(config)
+    loop.add_signal_handler(signal.SIGHUP, gateway.reload)
     await gateway.start()
     await stop.wait()
     await gateway.stop()

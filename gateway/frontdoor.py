@@ -22,6 +22,8 @@ from gateway.metrics import Metrics
 from gateway.rooms import Refused, RoomPolicy, Rooms
 from gateway.session import refusal
 from gateway.sockets import Socket, SocketServer
+from gateway.tokens import TokenReader
+from gateway.viewers import Viewers
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +34,21 @@ VIEWERS_FULL: Final = "too many viewers, try again later"
 class FrontDoor:
     """Owner of the sockets: what their peers emit becomes facts of devices, or is answered here."""
 
-    def __init__(self, rooms: Rooms[Socket], policy: RoomPolicy, admission: Admission, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        rooms: Rooms[Socket],
+        policy: RoomPolicy,
+        tokens: TokenReader | None,
+        admission: Admission,
+        metrics: Metrics,
+    ) -> None:
         self._rooms = rooms
         self._policy = policy
+        self._viewers = Viewers(tokens, self._token_expired)
         self._admission = admission
         self._metrics = metrics
         self._delayed = asyncio.Semaphore(DELAYED_CHECKS)
+        self._held_up: set[int] = set()  # sockets whose keys wait to be checked
         self._sockets: SocketServer
         self._devices: Devices
         self._closed = False
@@ -47,6 +58,13 @@ class FrontDoor:
         """Begin: the sockets to answer on, the devices to admit to."""
         self._sockets = sockets
         self._devices = devices
+
+    def introduced(self, socket: Socket, auth: object) -> str | None:
+        """A token may come with it; one that is not taken refuses it, rather than letting it in as nobody."""
+        problem = self._viewers.introduce(socket, auth)
+        if problem is not None:
+            self.refused(Refusal.TOKEN)
+        return problem
 
     def connected(self, socket: Socket) -> None:
         """A socket is a viewer until it authenticates."""
@@ -78,13 +96,16 @@ class FrontDoor:
 
     def closed(self, socket: Socket, reason: CloseReason) -> None:
         """Take the socket out of everything it was in."""
-        self._metrics.sockets.dec()
-        self._metrics.closes[reason].inc()
-        self._rooms.leave_all(socket)
-        self._unview(socket)
         authentication = self._authentications.get(socket.number)
         if authentication is not None:
             authentication.cancel()
+            if reason is CloseReason.UNAUTHENTICATED and socket.number not in self._held_up:
+                reason = CloseReason.AUTH_UNAVAILABLE  # it did what it had to; nobody answered
+        self._metrics.sockets.dec()
+        self._metrics.closes[reason].inc()
+        self._rooms.leave_all(socket)
+        self._viewers.forget(socket)
+        self._unview(socket)
         device, socket.device = socket.device, None
         if isinstance(device, Device):
             log.info("device gone", extra={"serial": device.serial, "reason": reason})
@@ -109,7 +130,7 @@ class FrontDoor:
     def _authenticate(self, socket: Socket, data: object) -> None:
         """身份验证: answer `auth:ok` or `auth:fail`; a second verdict never unseats the first."""
         try:
-            claim = parse_signature(data)
+            claim = parse_signature(data, socket.address)
         except Malformed as problem:
             log.info("signature malformed", extra={"address": socket.address, "problem": str(problem)})
             self._wrong(socket, None, Refusal.MALFORMED_SIGNATURE)
@@ -125,7 +146,7 @@ class FrontDoor:
             task.add_done_callback(partial(self._authenticated, socket.number))
 
     async def _admit(self, socket: Socket, claim: DeviceKey) -> None:
-        async with self._turn(socket.address, claim.serial):
+        async with self._turn(socket, claim.serial):
             verdict = await self._devices.admit(
                 claim, lambda: self._accepted(socket, claim), lambda device: self._welcome(socket, device)
             )
@@ -136,20 +157,25 @@ class FrontDoor:
             self.refused(Refusal.DEVICES)
             log.warning("no place for a device", extra={"serial": claim.serial, "address": socket.address})
             self._sockets.close(socket.number, CloseReason.OVERLOADED)
-        elif verdict is not Verdict.ACCEPTED:
+        elif verdict is Verdict.MOVED:
             self._sockets.close(socket.number, CloseReason.REPLACED)  # by another node, meanwhile
 
     @asynccontextmanager
-    async def _turn(self, address: str, serial: str) -> AsyncIterator[None]:
+    async def _turn(self, socket: Socket, serial: str) -> AsyncIterator[None]:
         """Wait until a key may be checked: at once, unless keys were guessed from there."""
-        delay_s = self._admission.guesses.delay_s(address, serial, self._now())
+        delay_s = self._admission.guesses.delay_s(socket.address, serial, self._now())
         if not delay_s:
             yield
             return
         self.refused(Refusal.DELAYED_KEY)
-        await asyncio.sleep(delay_s)
-        async with self._delayed:
-            yield
+        self._held_up.add(socket.number)
+        try:
+            await asyncio.sleep(delay_s)
+            async with self._delayed:
+                self._held_up.discard(socket.number)
+                yield
+        finally:
+            self._held_up.discard(socket.number)
 
     def _accepted(self, socket: Socket, claim: DeviceKey) -> None:
         """The key is right: the socket may wait for the broker."""
@@ -188,17 +214,39 @@ class FrontDoor:
         room = data.get("room") if isinstance(data, dict) else None
         try:
             if event == "join_room":
-                serial = socket.device.serial if isinstance(socket.device, Device) else None
-                room = self._policy.check(room, serial)
+                allowed = self._allowed(socket, room)
                 self._view(socket)
-                self._rooms.join(socket, room)
+                self._rooms.join(socket, allowed)
                 self._sockets.admit(socket.number)
+                self._log_joined(socket, room)
             else:
                 self._rooms.leave(socket, room if isinstance(room, str) else "")
         except Refused as problem:
             self._sockets.emit(socket.number, f"{event}:fail", ({"error_msg": str(problem)},))
         else:
             self._sockets.emit(socket.number, f"{event}:ok")
+
+    def _allowed(self, socket: Socket, room: object) -> str:
+        """Return the room if the socket may be in it. Raises Refused."""
+        serial = socket.device.serial if isinstance(socket.device, Device) else None
+        return self._policy.check(room, serial, socket.grant.rooms if socket.grant is not None else ())
+
+    def _log_joined(self, socket: Socket, room: object) -> None:
+        """Who looks at what devices say is worth a line; devices in their rooms are not."""
+        if not isinstance(socket.device, Device):
+            subject = socket.grant.subject if socket.grant is not None else ""
+            log.info("viewer joined", extra={"room": room, "subject": subject, "address": socket.address})
+
+    def _token_expired(self, socket: Socket) -> None:
+        """A viewer has to come again, with another token; a device only leaves what its token had opened."""
+        if not isinstance(socket.device, Device):
+            self._sockets.close(socket.number, CloseReason.TOKEN_EXPIRED)
+            return
+        for room in tuple(socket.rooms or ()):
+            try:
+                self._allowed(socket, room)
+            except Refused:
+                self._rooms.leave(socket, room)
 
     def _view(self, socket: Socket) -> None:
         """Count one who is no device among the viewers, from its first room on. Raises Refused."""

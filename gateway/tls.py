@@ -32,7 +32,7 @@ class Certificate:
         return self._paths
 
     def load(self) -> None:
-        """Read the files, from now on for every handshake. Raises ValueError and changes nothing if they are unusable."""
+        """Read the files, for every handshake from now on. Raises ValueError, and changes nothing, if they are unusable."""
         self.check()
         _load(self.context, *self._paths)
 

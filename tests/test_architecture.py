@@ -19,6 +19,8 @@ CORES = {
     "gateway",
     "gateway.addresses",
     "gateway.admission",
+    "gateway.auth",
+    "gateway.auth.cache",
     "gateway.crowd",
     "gateway.exposures",
     "gateway.proxies",

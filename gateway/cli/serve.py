@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--admin", metavar="HOST:PORT", help="Health and metrics.  [default: 127.0.0.1:9464]")
 @click.option("--mqtt", metavar="URL", help="mqtt://HOST:PORT, mqtts://HOST:PORT or mqtt+unix:///PATH.")
 @click.option("--node", metavar="NAME", help="A name that no other node has.  [default: gw- and the host]")
-@click.option("--auth", metavar="open|file:PATH|broker", help="Who checks the key of a device.")
+@click.option("--auth", metavar="open|file:PATH|http|broker", help="Who checks the key of a device.")
 @click.option("--log-format", metavar="human|json", help="For people or for machines.")
 def serve(
     path: Path | None,
@@ -81,18 +81,21 @@ def check(path: Path | None, example: bool) -> None:
 
         click.echo(config.example(), nl=False)
         return
-    from gateway.auth import authenticator
+    from gateway.auth.choice import authenticator
     from gateway.bearer import admin_token
     from gateway.settings import ConfigError
+    from gateway.tokens import token_reader
+    from gateway.watched import Files
 
-    loaded = _load(path, {})
+    loaded, files = _load(path, {}), Files()
     problems: list[str] = []
-    for secret in (
-        lambda: authenticator(loaded.auth, os.environ),
+    for open_files in (
+        lambda: authenticator(loaded.auth, os.environ, files, lambda _: None),
+        lambda: token_reader(loaded.tokens, os.environ, files),
         lambda: admin_token(loaded.admin.token_env, os.environ),
     ):
         try:
-            secret()
+            open_files()
         except ConfigError as error:
             problems += error.problems
     if problems:

@@ -33,6 +33,9 @@ from gateway.engine.websocket import TOO_BIG, WebSocket
 
 logger = logging.getLogger(__name__)
 
+# aiohttp hands over what has come without waiting, and 256 KB may be 40,000 frames: then one peer holds up all others.
+PACKETS_PER_TURN: Final = 8  # a quarter of a millisecond
+
 Pending = Awaitable[object] | None
 
 STRANGER_BYTES: Final = 65_536  # of one that nobody has admitted: it says who it is, and no more
@@ -78,6 +81,7 @@ class Connection:
         "_poll",
         "_probe",
         "_socket",
+        "_taken",
         "_told",
         "environ",
         "posting",
@@ -94,6 +98,7 @@ class Connection:
         self._busy = 0
         self._paid_until = 0.0  # when what the peer sent would have been sent at its rate
         self._told = False
+        self._taken = 0
         self._poll: asyncio.Future[None] | None = None
         self._probe: WebSocket | None = None
         self._socket: WebSocket | None = None
@@ -162,23 +167,24 @@ class Connection:
         self.close(CloseReason.MALFORMED)
 
     async def receive(self, packet: Packet) -> None:
-        """Take a packet from the session's transport, until the application is done with it and the peer may go on."""
-        now = self._app.now()
-        pending = self.apply(self.session.receive(packet, now))
+        """Take a packet from the session's transport, until the application is done with it."""
+        pending = self.apply(self.session.receive(packet, self._app.now()))
         if pending is not None:
             await self.settle(pending)
-        await self._pace(len(packet.data), now)
 
-    async def _pace(self, size: int, now: float) -> None:
-        """Charge the peer for a message; one that sends faster than it may is not read for a while."""
-        options = self._app.options
+    async def give_way(self, size: int) -> None:
+        """Charge the peer for what it sent, so much: let the others have their turn, and wait if it sends too fast."""
+        options, now = self._app.options, self._app.now()
         cost_s = max(1 / options.messages_per_s, size / options.bytes_per_s)
         self._paid_until = max(self._paid_until, now) + cost_s
+        self._taken = (self._taken + 1) % PACKETS_PER_TURN
         wait_s = min(self._paid_until - now - PACE_BURST_S, PACE_WAIT_MAX_S)
         if wait_s > 0:
             self.refused(Refusal.MESSAGE_RATE)
             self.session.hold(wait_s)
             await asyncio.sleep(wait_s)
+        elif not self._taken:
+            await asyncio.sleep(0)
 
     async def carry(self, socket: WebSocket) -> None:
         """Read a WebSocket, first as a probe if it is one, until it ends."""
@@ -189,7 +195,9 @@ class Connection:
                 if isinstance(frame, CloseReason):
                     end = frame
                     break
-                await self._take(socket, decode_frame(self.generation, frame))
+                if frame is not None:
+                    await self._take(socket, decode_frame(self.generation, frame))
+                await self.give_way(len(frame or ""))
         except Malformed:
             end = CloseReason.MALFORMED
         finally:
@@ -202,9 +210,7 @@ class Connection:
         if socket is self._socket:
             await self.receive(packet)
         elif socket is self._probe:
-            now = self._app.now()
-            self.apply(self.session.receive_probe(packet, now))
-            await self._pace(len(packet.data), now)
+            self.apply(self.session.receive_probe(packet, self._app.now()))
 
     def may_probe(self, *, base64: bool) -> bool:
         """A WebSocket wants to take over; whether it may try."""

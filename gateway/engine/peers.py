@@ -149,6 +149,7 @@ class Peers:
             self,
             loop=self._loop,
             access_log=None,
+            auto_decompress=False,  # no client compresses what it posts, and 65 KB of a stranger's would become 64 MB
             max_headers=MAX_HEADERS,
             lingering_time=LINGER_S,
         )

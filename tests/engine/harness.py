@@ -104,7 +104,7 @@ async def serving(
     app = web.Application()
     engine.attach(app, path)
     listener = Listener("test", Listen("127.0.0.1", 0), app, engine.refused, limits=limits)
-    runner = web.AppRunner(app, handler_cancellation=False, shutdown_timeout=1.0)
+    runner = web.AppRunner(app, handler_cancellation=False, auto_decompress=False, shutdown_timeout=1.0)
     try:
         if cancelling:
             await listener.start()
