@@ -10,6 +10,7 @@ from gateway.catalog import EVENTS, Event
 from gateway.engine.effects import CloseReason
 
 STATUSES: Final = ("queued", "acked", "nacked", "timeout", "lost", "offline", "expired", "rejected")
+RELAYED: Final = ("poll", "websocket", "failed", "gone", "full")
 OTHER: Final = "other"  # an event that is not in the catalogue
 # The service levels are at 2 s and 10 s: both are edges of a bucket.
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600)
@@ -44,6 +45,8 @@ class Metrics:
         self.dropped = Counter(
             "gateway_dropped_events", "Events of devices dropped while the broker was away.", registry=registry
         )
+        relayed = Counter("gateway_relayed", "Requests of sessions of other nodes.", ["what"], registry=registry)
+        self.relayed = {what: relayed.labels(what) for what in RELAYED}
         self.sockets = Gauge("gateway_sockets", "Open socket.io connections.", registry=registry)
         self.devices = Gauge("gateway_devices", "Devices whose link is here.", registry=registry)
         self.anonymous_room_rules = Gauge(

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from gateway import facts as f
 from gateway.catalog import EVENTS, Catalog, Event
 from gateway.engine.effects import CloseReason
-from gateway.metrics import OTHER, SECONDS, STATUSES, Metrics
+from gateway.metrics import OTHER, RELAYED, SECONDS, STATUSES, Metrics
 from gateway.mqtt import Message
 from gateway.topics import Outcome
 
@@ -64,6 +64,7 @@ def test_every_label_is_there_before_anything_happens(metrics: Metrics, registry
         "gateway_ignored": {(what,) for what in get_args(f.Ignored)},
         "gateway_dropped_events": {()},
         "gateway_takeovers": {()},
+        "gateway_relayed": {(what,) for what in RELAYED},
         "gateway_closes": {(str(reason),) for reason in CloseReason},
     }
     assert counts(registry) == {}
