@@ -1,7 +1,8 @@
 """Deliveries: what becomes of a device's commands. Pure; time is an argument.
 
 It decides the order of emission, repetition, timeouts and outcomes (README, "Outcomes"), and when a command may be
-PUBACKed: once the broker has its outcome, or, for an event that must not repeat, just before it is emitted.
+PUBACKed: once the broker has its outcome, or, for an event that must not repeat, before it is emitted, which then
+waits until the broker has read the PUBACK.
 """
 
 import enum
@@ -9,25 +10,13 @@ import heapq
 from collections import OrderedDict
 from typing import Any, Final
 
-import msgspec
-
 from gateway import facts as f
 from gateway.catalog import Args
+from gateway.limits import Limits, Shared
 from gateway.outcomes import REMEMBERED, Outcomes
 from gateway.topics import Outcome
 
 MAX_ERROR_CHARS: Final = 500  # a validation error may quote the peer
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """What one device may hold; times in seconds."""
-
-    max_attempts: int = 3
-    max_commands: int = 256
-    max_command_bytes: int = 8 << 20
-    max_emitted_bytes: int = 1 << 19  # without ack; one command may be larger
-    max_questions: int = 64
-    reply_timeout_s: float = 30.0
 
 
 class _State(enum.Enum):
@@ -40,19 +29,22 @@ class _Job:
     """A command on its way to its final outcome."""
 
     __slots__ = (
-        "attempts", "command", "delivery", "emit_ids", "expires_at", "order", "since", "state", "told", "wake_at",
+        "attempts", "command", "confirming", "delivery", "emit_ids", "expires_at", "online", "order", "since", "state",
+        "told", "wake_at",
     )  # fmt: skip
 
-    def __init__(self, command: f.Command, order: int, now: float) -> None:
+    def __init__(self, command: f.Command, order: int, now: float, *, online: bool) -> None:
         self.command = command
+        self.online = online  # the device was there when it came
         self.order = order
         self.delivery = command.delivery  # None once it was PUBACKed or the broker forgot it
+        self.confirming: int | None = None  # the delivery whose PUBACK the broker must have read before the emission
         self.since = now
         self.expires_at = now + command.lifetime_s
         self.wake_at: float | None = None
         self.state = _State.WAITING
         self.attempts = 0
-        self.emit_ids: list[int] = []  # on the current socket; the device may ack any of them
+        self.emit_ids: dict[int, float] = {}  # on the current socket, and when; the device may ack any of them
         self.told = False  # `queued` was published
 
     @property
@@ -64,18 +56,22 @@ class Deliveries:
     """The open commands of one device; effects are appended to the list given, to be carried out in order."""
 
     __slots__ = (
-        "_effects", "_emitted", "_emitted_bytes", "_late", "_limits", "_link_open", "_next_emit", "_next_order",
-        "_node", "_open", "_open_bytes", "_outcomes", "_queue", "_serial", "_socket", "_timers", "_unsettled",
+        "_effects", "_emitted", "_emitted_bytes", "_held", "_late", "_limits", "_link_lost_at", "_link_open",
+        "_next_emit", "_next_order", "_node", "_open", "_open_bytes", "_outcomes", "_queue", "_serial", "_shared",
+        "_socket", "_timers", "_unsettled",
     )  # fmt: skip
 
-    def __init__(self, serial: str, node: str, limits: Limits, effects: list[f.Effect]) -> None:
+    def __init__(self, serial: str, node: str, limits: Limits, shared: Shared, effects: list[f.Effect]) -> None:
         self._serial = serial
         self._node = node
         self._limits = limits
+        self._shared = shared
         self._effects = effects
         self._outcomes = Outcomes(effects)
         self._socket: int | None = None
+        self._held = False  # the socket has to wait for its turn
         self._link_open = False
+        self._link_lost_at = 0.0
         self._emitted_bytes = self._open = self._open_bytes = 0  # of commands without a final outcome
         self._queue: dict[int, _Job] = {}  # order → waiting command, in the order of emission
         self._emitted: dict[int, _Job] = {}  # emit id → command; one that was emitted twice is there twice
@@ -104,20 +100,16 @@ class Deliveries:
     def command(self, command: f.Command, now: float) -> None:
         """Take a command: emit it, hold it, or answer it at once."""
         if command.duplicate and command.delivery is not None and self._known(command.id, command.delivery):
+            self._pump(now)
             return
         self._next_order += 1
-        job = _Job(command, self._next_order, now)
-        self._open += 1
-        self._open_bytes += command.size_bytes
+        job = _Job(command, self._next_order, now, online=self._socket is not None)
+        self._hold(1, command.size_bytes)
         if job.delivery is not None:
             self._unsettled[job.delivery] = job
-        if command.refusal is not None:
-            self._finish(job, now, "rejected", error=command.refusal)
-        elif self._open > self._limits.max_commands:
-            self._finish(job, now, "rejected", error=f"queue full: {self._limits.max_commands} commands are open")
-        elif self._open_bytes > self._limits.max_command_bytes:
-            error = f"queue full: open commands hold over {self._limits.max_command_bytes} bytes"
-            self._finish(job, now, "rejected", error=error)
+        refusal = command.refusal or self._over_a_limit()
+        if refusal is not None:
+            self._finish(job, now, "rejected", error=refusal)
         elif command.lifetime_s <= 0:
             self._finish(job, now, "expired", error="it had ended before it came")
         elif self._socket is None and command.qos == 0:
@@ -125,7 +117,27 @@ class Deliveries:
         else:
             self._queue[job.order] = job
             self._pump(now)
-            self._tell_queued(job, now)
+            if job.state is _State.WAITING:
+                self._effects.append(f.Hold(command))
+                self._tell_queued(job, now)
+
+    def _over_a_limit(self) -> str | None:
+        limits, shared = self._limits, self._shared
+        if self._open > limits.max_commands:
+            return f"queue full: {limits.max_commands} commands are open"
+        if self._open_bytes > limits.max_command_bytes:
+            return f"queue full: open commands hold over {limits.max_command_bytes} bytes"
+        if shared.commands.is_over:
+            return f"node full: {shared.commands.limit} commands of all devices are open"
+        if shared.bytes.is_over:
+            return f"node full: open commands of all devices hold over {shared.bytes.limit} bytes"
+        return None
+
+    def _hold(self, commands: int, size_bytes: int) -> None:
+        self._open += commands
+        self._open_bytes += size_bytes
+        self._shared.commands.used += commands
+        self._shared.bytes.used += size_bytes
 
     def _known(self, id: str, delivery: int) -> bool:
         """Take a redelivery of a command that is open or answered: it is settled with it, and not emitted for it."""
@@ -134,11 +146,18 @@ class Deliveries:
             return True
         for job in (*self._emitted.values(), *self._queue.values()):
             if job.command.id == id:
-                self._unsettled.pop(job.delivery or 0, None)
-                self._unsettled[delivery] = job
-                job.delivery = delivery
+                self._redeliver(job, delivery)
                 return True
         return False
+
+    def _redeliver(self, job: _Job, delivery: int) -> None:
+        if job.at_most_once and job.attempts:  # it is not to be emitted by anybody, whatever becomes of us
+            self._effects.append(f.Puback(delivery))
+            return
+        self._unsettled.pop(job.delivery or 0, None)
+        self._unsettled[delivery] = job
+        job.delivery = delivery
+        job.confirming = None
 
     def acked(self, emit_id: int, args: Args, now: float) -> None:
         """The current socket acked an emission."""
@@ -146,16 +165,24 @@ class Deliveries:
         late = self._late.pop(emit_id, None) if job is None else None
         if job is not None:
             data, problem = job.command.event.read_ack(args)
-            self._finish(job, now, "nacked" if problem else "acked", data, problem)
+            self._finish(job, now, "nacked" if problem else "acked", data, problem, job.emit_ids[emit_id])
             self._pump(now)
         elif late is not None:
             for other in late.emit_ids:
                 self._late.pop(other, None)
             data, problem = late.command.event.read_ack(args)
             outcome = self._outcome(late, now, "nacked" if problem else "acked", data, problem, late=True)
+            self._effects.append(f.Conclude(late.command, outcome, late.online, late.emit_ids[emit_id]))
             self._outcomes.say(outcome, late.command.answer)
         else:
             self._effects.append(f.Ignore("unknown_ack"))
+
+    def settled(self, delivery: int, now: float) -> None:
+        """The broker has read a PUBACK that an emission waits for."""
+        job = next(iter(self._queue.values()), None)  # the first holds up the rest, so no other can wait for it
+        if job is not None and job.confirming == delivery:
+            job.confirming = None
+            self._pump(now)
 
     def published(self, token: int, code: int, now: float) -> None:
         """The broker answered for an outcome: its command need not be delivered again, or the outcome is refused."""
@@ -177,9 +204,15 @@ class Deliveries:
                 self._expire(job, now)
         self._pump(now)
 
-    def attach(self, socket: int, now: float) -> None:
-        """Emit to this socket from now on, beginning with what waited."""
+    def attach(self, socket: int, now: float, *, held: bool) -> None:
+        """Emit to this socket from now on, beginning with what waited; `held`: not before `release`."""
         self._socket = socket
+        self._held = held
+        self._pump(now)
+
+    def release(self, now: float) -> None:
+        """Emit to the socket that was attached."""
+        self._held = False
         self._pump(now)
 
     def detach(self, now: float) -> None:
@@ -198,6 +231,7 @@ class Deliveries:
             else:
                 job.state = _State.WAITING
                 self._emitted_bytes -= job.command.size_bytes
+                self._effects.append(f.Hold(job.command))
                 again[order] = job
         self._queue = {**again, **self._queue}  # what was emitted came before what still waits
         for job in tuple(self._queue.values()):
@@ -213,38 +247,38 @@ class Deliveries:
             for job in self._unsettled.values():
                 if job is not None:
                     job.delivery = None
+            for job in self._queue.values():
+                job.confirming = None
             self._unsettled.clear()
             self._outcomes.forget_deliveries()
         self._pump(now)
 
-    def link_lost(self) -> None:
+    def link_lost(self, now: float) -> None:
         """The link is down for now: no PUBACK can leave."""
         self._link_open = False
+        self._link_lost_at = now
 
     def give_up(self, now: float) -> None:
         """The device moved: its new owner answers what the broker delivers again, we answer for the rest."""
+        self._outcomes.hand_over(now if self._link_open else self._link_lost_at)
         self._socket = None
         self._link_open = False
-        self._outcomes.hand_over()
         jobs = {job.order: job for job in (*self._emitted.values(), *self._queue.values())}
         for _, job in sorted(jobs.items()):
             if job.delivery is None:
                 status = "lost" if job.attempts or job.command.qos else "offline"
                 self._finish(job, now, status, error="the device moved to another node")
-        self._emitted_bytes = self._open = self._open_bytes = 0
-        for container in (
-            self._emitted,
-            self._queue,
-            self._unsettled,
-            self._late,
-            self._timers,
-        ):
+            else:
+                self._effects.append(f.HandOver(job.command))
+        self._emitted_bytes = 0
+        self._hold(-self._open, -self._open_bytes)
+        for container in (self._emitted, self._queue, self._unsettled, self._late, self._timers):
             container.clear()
 
     def _pump(self, now: float) -> None:
         """Emit what may be emitted, in order; the first that must wait holds up the rest."""
         queue = self._queue
-        while queue and self._socket is not None:
+        while queue and self._socket is not None and not self._held:
             job = next(iter(queue.values()))
             if job.expires_at <= now:
                 self._expire(job, now)
@@ -257,15 +291,15 @@ class Deliveries:
                 break
 
     def _may_emit(self, job: _Job) -> bool:
-        """Whether a command may be emitted now; settles one that must never be delivered again."""
+        """Whether a command may be emitted now; settles one first that must never be delivered again."""
         delivery = job.delivery
         if delivery is None or not job.at_most_once:
-            return True
+            return job.confirming is None
         # [MQTT-4.6.0-2] PUBACKs go in the order of receipt, so every earlier one must have gone.
-        if not self._link_open or next(iter(self._unsettled)) != delivery:
-            return False
-        self._settle(delivery)
-        return True
+        if self._link_open and next(iter(self._unsettled)) == delivery:
+            self._settle(delivery, confirm=True)
+            job.confirming = delivery
+        return False
 
     def _emit(self, job: _Job, socket: int, now: float) -> None:
         self._next_emit += 1
@@ -273,10 +307,10 @@ class Deliveries:
             self._emitted_bytes += job.command.size_bytes
         job.state = _State.EMITTED
         job.attempts += 1
-        job.emit_ids.append(self._next_emit)
+        job.emit_ids[self._next_emit] = now
         self._emitted[self._next_emit] = job
         self._wake(job, now + job.command.ack_timeout_s)
-        self._effects.append(f.Emit(socket, job.command.event.name, job.command.args, self._next_emit))
+        self._effects.append(f.Emit(socket, job.command, self._next_emit, job.attempts))
 
     def _time_out(self, job: _Job, now: float) -> None:
         repeatable = not job.at_most_once and job.attempts < self._limits.max_attempts and job.expires_at > now
@@ -297,11 +331,10 @@ class Deliveries:
 
     def _tell_queued(self, job: _Job, now: float) -> None:
         """See that a command that has to wait expires in time, and tell its sender once."""
-        if job.state is not _State.WAITING:
-            return
         if job.wake_at != job.expires_at:
             self._wake(job, job.expires_at)
-        if not job.told:
+        about_to_be_emitted = job.confirming is not None and self._socket is not None
+        if not job.told and not about_to_be_emitted:
             job.told = True
             self._outcomes.say(self._outcome(job, now, "queued", final=False), job.command.answer)
 
@@ -312,7 +345,15 @@ class Deliveries:
             self._timers = [timer for timer in self._timers if timer[0] == timer[2].wake_at]
             heapq.heapify(self._timers)
 
-    def _finish(self, job: _Job, now: float, status: str, data: Any = None, error: str | None = None) -> None:
+    def _finish(
+        self,
+        job: _Job,
+        now: float,
+        status: str,
+        data: Any = None,
+        error: str | None = None,
+        emitted_at: float | None = None,
+    ) -> None:
         if job.state is _State.EMITTED:
             self._emitted_bytes -= job.command.size_bytes
         job.state = _State.DONE
@@ -320,9 +361,10 @@ class Deliveries:
         self._queue.pop(job.order, None)
         for emit_id in job.emit_ids:
             self._emitted.pop(emit_id, None)
-        self._open -= 1
-        self._open_bytes -= job.command.size_bytes
-        self._outcomes.conclude(self._outcome(job, now, status, data, error), job.command, job.delivery)
+        self._hold(-1, -job.command.size_bytes)
+        outcome = self._outcome(job, now, status, data, error)
+        self._effects.append(f.Conclude(job.command, outcome, job.online, emitted_at))
+        self._outcomes.conclude(outcome, job.command, job.delivery, job.expires_at)
 
     def _outcome(
         self,
@@ -350,8 +392,8 @@ class Deliveries:
             late=late,
         )
 
-    def _settle(self, delivery: int) -> None:
+    def _settle(self, delivery: int, *, confirm: bool = False) -> None:
         job = self._unsettled.pop(delivery, None)
         if job is not None:
             job.delivery = None
-        self._effects.append(f.Puback(delivery))
+        self._effects.append(f.Puback(delivery, confirm))

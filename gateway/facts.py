@@ -14,7 +14,10 @@ from gateway.topics import Client, Outcome
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Where a command's outcomes go, and what they carry back; without a Response Topic they go to `acks`."""
+    """Where a command's outcomes go, and what they carry back; without a Response Topic they go to `acks`.
+
+    `traceparent` is a valid one (W3C Trace Context, 3.2).
+    """
 
     acks: str
     response_topic: str | None = None
@@ -26,11 +29,22 @@ class Answer(msgspec.Struct, frozen=True):
         """The topic of the outcomes."""
         return self.acks if self.response_topic is None else self.response_topic
 
+    @property
+    def trace_id(self) -> str:
+        """The trace that the command belongs to; empty without one."""
+        return self.traceparent[3:35] if self.traceparent else ""
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether its trace is recorded, as far as the sender knows (W3C Trace Context, 3.2.2.5.1)."""
+        return self.traceparent is not None and int(self.traceparent[53:], 16) & 1 == 1
+
 
 class Command(msgspec.Struct, frozen=True):
     """A service published a command; `refusal` is set when it can only be rejected.
 
-    `lifetime_s` counts from now; `duplicate` says that the broker has delivered it before; `size_bytes` is its payload.
+    `lifetime_s` counts from now, and with `expires_in_broker` the broker does not deliver it any more after that;
+    `duplicate` says that the broker has delivered it before; `size_bytes` is its payload.
     """
 
     id: str
@@ -44,6 +58,7 @@ class Command(msgspec.Struct, frozen=True):
     duplicate: bool = False
     refusal: str | None = None
     size_bytes: int = 0
+    expires_in_broker: bool = False
 
 
 class Replied(msgspec.Struct, frozen=True):
@@ -55,11 +70,15 @@ class Replied(msgspec.Struct, frozen=True):
 
 
 class Attached(msgspec.Struct, frozen=True):
-    """An authenticated socket is now the device; `at` is RFC 3339."""
+    """An authenticated socket is now the device; `at` is RFC 3339.
+
+    `held`: nothing is emitted before Released, because too many devices come back at once.
+    """
 
     socket: int
     client: Client
     at: str
+    held: bool = False
 
 
 class Adopted(msgspec.Struct, frozen=True):
@@ -107,6 +126,16 @@ class Moved(msgspec.Struct, frozen=True):
     """The session was taken over: another node owns the device."""
 
 
+class Settled(msgspec.Struct, frozen=True):
+    """The broker has read the PUBACK of a delivery: nobody gets it again."""
+
+    delivery: int
+
+
+class Released(msgspec.Struct, frozen=True):
+    """The turn of a device that was attached `held` has come."""
+
+
 class Published(msgspec.Struct, frozen=True):
     """The broker has the message `token`, or refuses it with a `code` of 0x80 and above."""
 
@@ -119,25 +148,39 @@ class Ticked(msgspec.Struct, frozen=True):
 
 
 Fact = (
-    Command | Replied | Attached | Adopted | Lost | Acked | Emitted | LinkOpened | LinkLost | Moved | Published | Ticked
+    Command
+    | Replied
+    | Attached
+    | Released
+    | Adopted
+    | Lost
+    | Acked
+    | Emitted
+    | LinkOpened
+    | LinkLost
+    | Moved
+    | Settled
+    | Published
+    | Ticked
 )
 
 
 class Emit(msgspec.Struct, frozen=True):
-    """Emit an event to the socket and ask for the ack `emit_id`."""
+    """Emit a command's event to the socket and ask for the ack `emit_id`; `attempt` counts from 1."""
 
     socket: int
-    event: str
-    args: Args
+    command: Command
     emit_id: int
+    attempt: int
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """Answer the device's own event."""
+    """Answer the device's own event; `asked_at` is when it came, where a service answers."""
 
     socket: int
     ack_id: int
     args: Args
+    asked_at: float | None = None
 
 
 class Publish(msgspec.Struct, frozen=True):
@@ -162,9 +205,10 @@ class Relay(msgspec.Struct, frozen=True):
 
 
 class Puback(msgspec.Struct, frozen=True):
-    """The broker need not deliver this again."""
+    """The broker need not deliver this again; with `confirm`, Settled is to tell when it surely does not."""
 
     delivery: int
+    confirm: bool = False
 
 
 class Drop(msgspec.Struct, frozen=True):
@@ -183,4 +227,29 @@ class Ignore(msgspec.Struct, frozen=True):
     what: Ignored
 
 
-Effect = Emit | Reply | Publish | Relay | Puback | Drop | Ignore
+class Hold(msgspec.Struct, frozen=True):
+    """A command has to wait, not yet or no longer emitted; to be counted."""
+
+    command: Command
+
+
+class Conclude(msgspec.Struct, frozen=True):
+    """A command has its final outcome, or a late one; to be counted.
+
+    `online`: the device was there when the command came; `emitted_at`: when what the device acked was emitted.
+    """
+
+    command: Command
+    outcome: Outcome
+    online: bool
+    emitted_at: float | None
+
+
+class HandOver(msgspec.Struct, frozen=True):
+    """A command ends here without an outcome: the broker delivers it to the next owner of the device; to be counted."""
+
+    command: Command
+
+
+Note = Ignore | Hold | Conclude | HandOver  # nothing is to be done for these
+Effect = Emit | Reply | Publish | Relay | Puback | Drop | Note

@@ -19,6 +19,7 @@ class _Final(msgspec.Struct, frozen=True):
     outcome: Outcome
     answer: f.Answer
     delivery: int | None
+    forgotten_at: float | None  # when the broker lets the command expire; None: never
     last_try: bool = False
 
 
@@ -48,9 +49,9 @@ class Outcomes:
         )
         self._effects.append(f.Publish(message, token, outcome=outcome))
 
-    def conclude(self, outcome: Outcome, command: f.Command, delivery: int | None) -> None:
+    def conclude(self, outcome: Outcome, command: f.Command, delivery: int | None, expires_at: float) -> None:
         """Publish a final outcome, to hear of it again in `published`."""
-        final = _Final(outcome, command.answer, delivery)
+        final = _Final(outcome, command.answer, delivery, expires_at if command.expires_in_broker else None)
         self._publish(final)
         if command.qos:
             self._answered[command.id] = final
@@ -77,7 +78,7 @@ class Outcomes:
         error = f"the broker refused the outcome with 0x{code:02X}"
         outcome = msgspec.structs.replace(final.outcome, data=None, error=error)
         answer = msgspec.structs.replace(final.answer, response_topic=None)
-        self._publish(_Final(outcome, answer, final.delivery, last_try=True))
+        self._publish(msgspec.structs.replace(final, outcome=outcome, answer=answer, last_try=True))
         return None
 
     def forget_deliveries(self) -> None:
@@ -85,17 +86,16 @@ class Outcomes:
         for token, final in self._publishing.items():
             self._publishing[token] = msgspec.structs.replace(final, delivery=None)
 
-    def hand_over(self) -> None:
-        """The link is gone: say again, on another way, what may not have left with it.
+    def hand_over(self, at: float) -> None:
+        """The link is gone since `at`: say again, on another way, what may not have left with it.
 
-        Not what settles a delivery: that is delivered again to the new owner, who answers for it.
+        Not what settles a delivery: that is delivered again to the new owner, who answers for it, unless it had
+        expired in the broker by then.
         """
         for final in self._publishing.values():
-            if final.delivery is None:
+            forgotten = final.forgotten_at is not None and final.forgotten_at <= at
+            if final.delivery is None or forgotten:
                 self.say(final.outcome, final.answer)
-
-    def clear(self) -> None:
-        """Nobody will hear of what is being published."""
         self._publishing.clear()
 
     def _publish(self, final: _Final) -> None:

@@ -1,5 +1,6 @@
 """DeviceSession by example: one test per row of the promise table (README, "Outcomes") and per trap."""
 
+from collections import deque
 from typing import Any
 
 import msgspec
@@ -7,13 +8,14 @@ import pytest
 
 from gateway import facts as f
 from gateway.catalog import Args, Catalog, Event
-from gateway.delivery import Limits
+from gateway.limits import Limits, Shared
 from gateway.outcomes import REMEMBERED
 from gateway.session import DeviceSession, encode_args
-from gateway.topics import Client, Topics
+from gateway.topics import Client, Life, Topics
 
 CATALOG = Catalog()
 CLIENT = Client(4, "websocket", "127.0.0.1")
+COUNTED = (f.Hold, f.Conclude, f.HandOver)
 OK: Args = ({"ack": True},)
 AT = "2026-01-01T00:00:00.000+00:00"
 
@@ -22,17 +24,28 @@ class World:
     """A session with a clock, and what it wanted done."""
 
     def __init__(self, catalog: Catalog = CATALOG, **limits: Any) -> None:
-        self.session = DeviceSession("AC1", "gw-1", Topics("gw/v1"), catalog, Limits(**limits), "n")
+        self.shared = Shared(1000, 10_000)
+        life = Life("gw-1", "2026-01-01")
+        self.session = DeviceSession("AC1", life, Topics("gw/v1"), catalog, Limits(**limits), self.shared, "n")
         self.now = 1000.0
+        self.reads_pubacks = True  # the broker, at once, where that is to be confirmed
         self.effects: list[f.Effect] = []
+        self.notes: list[f.Effect] = []  # what is only counted
         self.ids = 0
 
     def tell(self, *facts: f.Fact) -> list[f.Effect]:
-        self.effects = [effect for fact in facts for effect in self.session.handle(fact, self.now)]
+        self.effects, self.notes = [], []
+        told = deque(facts)
+        while told:
+            effects = self.session.handle(told.popleft(), self.now)
+            self.effects += [e for e in effects if not isinstance(e, COUNTED)]
+            self.notes += [e for e in effects if isinstance(e, COUNTED)]
+            if self.reads_pubacks:
+                told.extendleft(f.Settled(e.delivery) for e in effects if isinstance(e, f.Puback) and e.confirm)
         return self.effects
 
-    def attach(self, socket: int = 1) -> list[f.Effect]:
-        return self.tell(f.Attached(socket, CLIENT, AT))
+    def attach(self, socket: int = 1, *, held: bool = False) -> list[f.Effect]:
+        return self.tell(f.Attached(socket, CLIENT, AT, held))
 
     def lose(self, socket: int = 1, reason: str = "client") -> list[f.Effect]:
         return self.tell(f.Lost(socket, reason, AT))
@@ -303,6 +316,55 @@ def test_a_harmful_event_is_settled_before_it_is_emitted(world: World) -> None:
     assert [type(effect) for effect in world.effects] == [f.Puback, f.Emit]
 
 
+def test_a_harmful_event_waits_until_the_broker_has_read_its_puback(world: World) -> None:
+    """A node that takes the device over before that would be given it, too."""
+    world.attach()
+    world.reads_pubacks = False
+    world.send("restart_device")
+    assert world.effects == [f.Puback(1, confirm=True)], "and it is not said to be queued"
+    world.send("bind_class")
+    assert (world.emits, world.outcomes) == ([], [("c2", "queued")])
+    world.tell(f.Settled(1))
+    assert world.emits == [1, 2]
+    assert world.tell(f.Settled(1)) == []
+
+
+def test_a_broker_that_has_forgotten_delivers_nothing_again(world: World) -> None:
+    world.attach()
+    world.reads_pubacks = False
+    world.send("restart_device")
+    world.tell(f.LinkLost())
+    world.tell(f.LinkOpened(resumed=True))
+    assert not world.emits, "the PUBACK may have been lost with the link"
+    world.tell(f.LinkLost())
+    world.tell(f.LinkOpened(resumed=False))
+    assert world.emits == [1]
+
+
+def test_what_nobody_else_may_be_given_is_lost_with_a_takeover_and_not_emitted(world: World) -> None:
+    world.attach()
+    world.reads_pubacks = False
+    world.send("restart_device")
+    world.tell(f.Moved())
+    assert (world.emits, world.outcomes) == ([], [("c1", "lost")])
+
+
+def test_a_device_that_leaves_before_the_broker_has_read_the_puback(world: World) -> None:
+    world.attach()
+    world.reads_pubacks = False
+    world.send("restart_device")
+    world.lose()
+    assert world.outcomes == [("c1", "queued")]
+    world.tell(f.Settled(1))
+    assert world.emits == []
+    world.attach(2)
+    assert world.emits == [1]
+    world.send("purge_face_data", lifetime_s=5)
+    world.ack(1, socket=2)
+    world.after(5)
+    assert world.outcomes == [("c2", "expired")], "its PUBACK is not read for 5 s"
+
+
 def test_a_harmful_event_waits_until_the_earlier_commands_are_settled(world: World) -> None:
     """PUBACKs go in order: what must be settled before its emission waits for what is not settled yet."""
     world.attach()
@@ -388,12 +450,10 @@ def test_a_redelivered_command_whose_outcome_is_known_is_answered_from_memory(wo
     assert world.pubacks == [77]
 
 
-@pytest.mark.parametrize("event", ["bind_class", "restart_device"])
-def test_a_redelivered_command_that_is_open_is_not_emitted_again(world: World, event: str) -> None:
-    """A PUBACK that was written, but lost with its connection, brings back even what must not repeat."""
+def test_a_redelivered_command_that_is_open_is_not_emitted_again(world: World) -> None:
     world.attach()
-    world.send(event, id="same")
-    world.send(event, id="same", duplicate=True, delivery=77)
+    world.send("bind_class", id="same")
+    world.send("bind_class", id="same", duplicate=True, delivery=77)
     assert world.effects == []
     world.ack(1)
     assert world.outcomes == [("same", "acked")]
@@ -401,6 +461,28 @@ def test_a_redelivered_command_that_is_open_is_not_emitted_again(world: World, e
     world.tell(f.Published(token))
     assert world.pubacks == [77]
     assert world.session.open_commands == 0
+
+
+def test_what_was_emitted_and_must_not_repeat_is_settled_at_once_when_it_comes_again(world: World) -> None:
+    """A PUBACK that the broker forgot brings it back, to whoever has the device by the time of its outcome."""
+    world.attach()
+    world.send("restart_device", id="same")
+    world.send("restart_device", id="same", duplicate=True, delivery=77)
+    assert world.effects == [f.Puback(77)]
+    world.ack(1)
+    assert world.outcomes == [("same", "acked")]
+
+
+def test_a_harmful_event_that_comes_again_before_its_emission_waits_for_the_new_puback(world: World) -> None:
+    world.attach()
+    world.reads_pubacks = False
+    world.send("restart_device", id="same")
+    world.send("restart_device", id="same", duplicate=True, delivery=77)
+    assert world.effects == [f.Puback(77, confirm=True)]
+    world.tell(f.Settled(1))
+    assert not world.emits
+    world.tell(f.Settled(77))
+    assert world.emits == [1]
 
 
 def test_memory_of_outcomes_is_bounded(world: World) -> None:
@@ -459,6 +541,7 @@ def test_presence_follows_the_socket(world: World) -> None:
         "since": AT,
         "reason": None,
         "client": {"engine": 4, "transport": "websocket", "address": "127.0.0.1"},
+        "started": "2026-01-01",
     }
     (gone,) = presence(world.lose(reason="ping-timeout"))
     assert (gone["online"], gone["reason"]) == (False, "ping-timeout")
@@ -482,6 +565,33 @@ def test_a_takeover_drops_the_socket_and_leaves_the_answers_to_the_new_owner(wor
     assert world.session.open_commands == 0
     assert world.session.deadline is None
     assert presence(world.effects) == []
+
+
+@pytest.mark.parametrize(("in_broker", "said"), [(True, [("c1", "expired")]), (False, [])])
+def test_what_had_expired_when_the_device_moved_is_answered_by_the_old_owner(
+    world: World, in_broker: bool, said: list[tuple[str, str]]
+) -> None:
+    """The broker does not deliver it to the new one; but it does where it knows of no expiry."""
+    world.send(lifetime_s=5, expires_in_broker=in_broker)
+    world.send(lifetime_s=8, expires_in_broker=in_broker)
+    world.after(5)
+    assert world.outcomes == [("c1", "expired")]
+    world.tell(f.LinkLost())
+    world.after(3)
+    assert world.outcomes == [("c2", "expired")], "which the new owner has, too"
+    world.tell(f.Moved())
+    assert world.outcomes == said
+    world.tell(f.Moved())
+    assert world.outcomes == []
+
+
+def test_a_device_whose_turn_has_not_come_gets_nothing(world: World) -> None:
+    world.send("bind_class")
+    world.attach(held=True)
+    world.send("bind_class", qos=0)
+    assert (world.emits, world.outcomes) == ([], [("c2", "queued")])
+    world.tell(f.Released())
+    assert world.emits == [1, 2]
 
 
 def test_an_outcome_that_may_not_have_left_with_the_link_is_said_again(world: World) -> None:
@@ -532,8 +642,10 @@ def test_a_question_is_answered_by_its_reply_once(world: World) -> None:
     question = message.topic.rsplit("/", 1)[1]
     assert message.response_topic == f"gw/v1/devices/AC1/replies/ask/{question}"
     assert message.correlation == question.encode()
+    asked_at = world.now
+    world.now += 1
     world.tell(f.Replied(question, ({"yes": 1},), delivery=9))
-    assert world.effects == [f.Puback(9), f.Reply(1, 7, ({"yes": 1},))]
+    assert world.effects == [f.Puback(9), f.Reply(1, 7, ({"yes": 1},), asked_at)]
     world.tell(f.Replied(question, ()))
     assert world.effects == [f.Ignore("unknown_reply")]
 

@@ -10,9 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from gateway import facts as f
 from gateway.catalog import Catalog
-from gateway.delivery import Limits
+from gateway.limits import Limits, Shared
 from gateway.session import DeviceSession
-from gateway.topics import Client, Topics
+from gateway.topics import Client, Life, Topics
 
 CATALOG = Catalog()
 LIMITS = Limits(max_attempts=3, max_commands=6, max_questions=2, reply_timeout_s=30.0)
@@ -25,7 +25,8 @@ class SessionMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.session = DeviceSession("AC1", "gw-1", Topics("gw/v1"), CATALOG, LIMITS, "n")
+        self.shared = Shared(10_000, 10_000)
+        self.session = DeviceSession("AC1", Life("gw-1", ""), Topics("gw/v1"), CATALOG, LIMITS, self.shared, "n")
         self.now = 0.0
         self.sockets = 0
         self.socket: int | None = None
@@ -37,7 +38,9 @@ class SessionMachine(RuleBasedStateMachine):
         self.on_socket: list[str] = []  # commands in the order of their first emission on this socket
         self.attempts: Counter[str] = Counter()
         self.settled: Counter[int] = Counter()
-        self.broker_has: set[int] = set()  # deliveries without PUBACK that the broker remembers
+        self.broker_has: set[int] = set()  # deliveries that the broker remembers: it has read no PUBACK for them
+        self.unread: set[int] = set()  # deliveries whose PUBACK was sent, and is to be confirmed
+        self.held = False  # the socket waits for its turn
         self.waiting: dict[int, int | None] = {}  # token → delivery that it may settle
         self.unconfirmed: dict[str, str] = {}  # final outcomes that the broker has not answered for
         self.refused: set[str] = set()
@@ -56,7 +59,7 @@ class SessionMachine(RuleBasedStateMachine):
                 case f.Publish():
                     self.see_publish(effect)
                 case f.Puback():
-                    self.see_puback(effect.delivery)
+                    self.see_puback(effect.delivery, confirm=effect.confirm)
                 case f.Drop():
                     assert effect.socket != self.socket or self.moved
                 case f.Reply():
@@ -65,7 +68,8 @@ class SessionMachine(RuleBasedStateMachine):
     def see_emit(self, effect: f.Emit) -> None:
         assert effect.socket == self.socket, "emitted to a socket that is not the device"
         assert effect.emit_id not in self.emitted, "an ack id was used twice"
-        command = next(c for c in self.commands.values() if c.args == effect.args)
+        assert not self.held, "emitted before its turn"
+        command = effect.command
         self.emitted[effect.emit_id] = command.id
         self.attempts[command.id] += 1
         assert not self.finals[command.id], "emitted after its final outcome"
@@ -100,17 +104,20 @@ class SessionMachine(RuleBasedStateMachine):
                 "the new owner's to answer"
             )
 
-    def see_puback(self, delivery: int) -> None:
+    def see_puback(self, delivery: int, *, confirm: bool) -> None:
         self.settled[delivery] += 1
         assert self.settled[delivery] == 1, "settled twice"
         assert delivery in self.broker_has, "settled what the broker has forgotten"
         command = self.commands[f"c{delivery}"]
         if command.event.at_most_once and not self.finals[command.id]:
             assert self.link_open, "emitted while no PUBACK can leave"
-            assert delivery == min(self.broker_has), "emitted while its PUBACK waits for an earlier one"
+            assert delivery == min(self.broker_has - self.unread), "emitted while its PUBACK waits for an earlier one"
         else:
             assert command.id in self.confirmed, "settled before the broker had its outcome"
-        self.broker_has.remove(delivery)
+        if confirm:
+            self.unread.add(delivery)
+        else:
+            self.broker_has.remove(delivery)
 
     # what happens
 
@@ -146,12 +153,25 @@ class SessionMachine(RuleBasedStateMachine):
         self.tell(command)
 
     @precondition(lambda self: not self.moved)
-    @rule()
-    def attach(self) -> None:
+    @rule(held=st.sampled_from([False, False, True]))
+    def attach(self, held: bool) -> None:
         self.sockets += 1
-        self.socket = self.sockets
+        self.socket, self.held = self.sockets, held
         self.on_socket.clear()
-        self.tell(f.Attached(self.socket, Client(4, "websocket", ""), ""))
+        self.tell(f.Attached(self.socket, Client(4, "websocket", ""), "", held))
+
+    @precondition(lambda self: self.held)
+    @rule()
+    def release(self) -> None:
+        self.held = False
+        self.tell(f.Released())
+
+    @precondition(lambda self: self.link_open and self.unread)
+    @rule()
+    def read_puback(self) -> None:
+        delivery = self.unread.pop()
+        self.broker_has.remove(delivery)
+        self.tell(f.Settled(delivery))
 
     @rule(stale=st.booleans())
     def lose(self, stale: bool) -> None:
@@ -169,7 +189,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(data=st.data(), refused=st.sampled_from([False] * 9 + [True]))
     def published(self, data: st.DataObject, refused: bool) -> None:
         token = data.draw(st.sampled_from(sorted(self.waiting)))
-        if refused and self.outcome_of[token] not in self.refused:
+        if refused and self.outcome_of.get(token, "") not in {"", *self.refused}:
             self.refused.add(self.outcome_of[token])
             del self.waiting[token]
             self.tell(f.Published(token, 0x97))
@@ -209,6 +229,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.link_open = True
         if not resumed:
             self.broker_has.clear()
+            self.unread.clear()
         self.tell(f.LinkOpened(resumed))
 
     @rule(event=st.sampled_from(["hello", "cmd_result", "", "+", "\ud800"]), ack_id=st.sampled_from([None, 1]))
@@ -223,6 +244,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule()
     def moved_away(self) -> None:
         self.moved, self.link_open = True, False
+        self.broker_has -= self.unread  # whether it has read them, nobody knows: the old owner answers
         self.tell(f.Moved())
         self.socket = None
 
@@ -233,6 +255,7 @@ class SessionMachine(RuleBasedStateMachine):
         if not self.moved:
             assert self.session.open_commands == len(self.commands) - sum(self.finals.values())
         assert self.session.open_commands <= LIMITS.max_commands
+        assert self.shared.commands.used == self.session.open_commands
 
     @invariant()
     def commands_are_emitted_in_the_order_of_receipt(self) -> None:
@@ -241,7 +264,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_waits_without_a_reason(self) -> None:
-        if self.socket is not None and self.link_open and not self.waiting:
+        if self.socket is not None and self.link_open and not self.waiting and not self.unread and not self.held:
             left = [name for name in self.commands if not self.finals[name]]
             assert not left or any(name in self.on_socket for name in left)
 
@@ -259,7 +282,11 @@ class SessionMachine(RuleBasedStateMachine):
             return
         if not self.link_open:
             self.link_opened(resumed=True)
-        while self.waiting or self.session.deadline is not None:
+        while self.waiting or self.unread or self.held or self.session.deadline is not None:
+            if self.held:
+                self.release()
+            while self.unread:
+                self.read_puback()
             for token in tuple(self.waiting):
                 self.confirm(token)
             deadline = self.session.deadline

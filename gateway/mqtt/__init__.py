@@ -101,11 +101,21 @@ class Received(Struct, frozen=True, gc=False):
     duplicate: bool
 
 
-class Published(Struct, frozen=True, gc=False):
-    """A publish with this token is done: `code` 0, 0x10 (nobody subscribes), or 0x80 and above (failed)."""
+class Settled(Struct, frozen=True, gc=False):
+    """The broker has read the PUBACK of a delivery for which that was asked: it never delivers it again."""
 
-    token: int
+    delivery: int
+
+
+class Published(Struct, frozen=True, gc=False):
+    """A publish is done: `code` 0, 0x10 (nobody subscribes), or 0x80 and above (failed).
+
+    `sent_at` is when it was written, the last time; None if it never was.
+    """
+
+    token: int | None
     code: int
+    sent_at: float | None = None
 
 
 class Dropped(Struct, frozen=True, gc=False):
@@ -121,7 +131,7 @@ class Closed(Struct, frozen=True, gc=False):
     reason: str
 
 
-Event: TypeAlias = Opened | Subscribed | Received | Published | Dropped | Closed
+Event: TypeAlias = Opened | Subscribed | Received | Settled | Published | Dropped | Closed
 
 
 class Down(Struct, frozen=True, gc=False):

@@ -1,11 +1,12 @@
 """The two flows of PUBLISH and PUBACK (pure): what must still be acknowledged or resent, across connections."""
 
 from collections import deque
-from itertools import islice
+from collections.abc import Iterable
 
 import mqtt5
 
-from gateway.mqtt import Dropped, Event, Message, Options, Published, Received
+from gateway.limits import Budget
+from gateway.mqtt import Dropped, Event, Message, Options, Published, Received, Settled
 from gateway.mqtt.wire import (
     LAST_PUBLISH_ID,
     MAX_PACKET_BYTES,
@@ -23,12 +24,13 @@ PING = 0  # stands for a PINGREQ where a packet id is asked for
 class _Delivery:
     """A received QoS 1 message whose PUBACK may not have reached the broker."""
 
-    __slots__ = ("acked", "fingerprint", "number")
+    __slots__ = ("acked", "confirm", "fingerprint", "number")
 
     def __init__(self, number: int, fingerprint: int) -> None:
         self.number = number
         self.fingerprint = fingerprint
         self.acked = False
+        self.confirm = False  # its owner waits to hear that the broker has read the PUBACK
 
 
 class Inbox:
@@ -38,12 +40,13 @@ class Inbox:
     done with. So a written one is remembered until the broker has answered a packet that was written after it.
     """
 
-    __slots__ = ("_count", "_events", "_maximum", "_pending", "_probe", "_stale", "_written")
+    __slots__ = ("_confirming", "_count", "_events", "_maximum", "_pending", "_probe", "_stale", "_written")
 
     def __init__(self, receive_maximum: int, events: list[Event]) -> None:
         self._maximum = receive_maximum
         self._events = events
         self._count = 0
+        self._confirming = 0  # how many owners wait to hear of a PUBACK
         self._pending: dict[int, _Delivery] | None = None  # by packet id, in the order of receipt
         self._written: dict[int, _Delivery] | None = None  # their PUBACK was written
         self._probe: tuple[int, dict[int, _Delivery]] | None = None  # written before the packet of this id
@@ -53,13 +56,16 @@ class Inbox:
         """Expect redeliveries, or none: without the session the old packet ids mean nothing."""
         if not session_present:
             self._stale = None
+            self._confirming = 0
 
     def closed(self) -> None:
         """Keep what the broker may have no PUBACK for; it never has more than the maximum of them."""
         written = (self._probe[1] if self._probe else {}) | (self._written or {})
         if written or self._pending:
             stale = (self._stale or {}) | written | (self._pending or {})
-            self._stale = dict(islice(stale.items(), max(0, len(stale) - self._maximum), None))
+            while len(stale) > self._maximum:
+                self._confirm((stale.pop(next(iter(stale))),))
+            self._stale = stale
             self._pending = self._written = self._probe = None
 
     def receive(self, packet: mqtt5.PublishPacket) -> None:
@@ -73,14 +79,15 @@ class Inbox:
         packet_id = self._check(packet)
         if self._pending is None:
             self._pending = {}
-        if self._written:
-            self._written.pop(packet_id, None)  # the id is in use again: the PUBACK has arrived
-        if self._probe:
-            self._probe[1].pop(packet_id, None)
+        for unread in (self._written, self._probe[1] if self._probe else None):
+            if unread and (read := unread.pop(packet_id, None)):  # the id is in use again: the PUBACK has arrived
+                self._confirm((read,))
         known, fingerprint = self._stale.pop(packet_id, None) if self._stale else None, message.fingerprint
         if known and packet.duplicate and known.fingerprint == fingerprint:
             self._pending[packet_id] = known
             return
+        if known:
+            self._confirm((known,))
         self._count += 1
         number = self._count << 16 | packet_id
         self._pending[packet_id] = _Delivery(number, fingerprint)
@@ -97,13 +104,18 @@ class Inbox:
         # it restored had asked for and sends up to its own max_inflight_messages. To refuse it would never end.
         return packet_id
 
-    def puback(self, delivery: int) -> None:
-        """Mark a delivery as done; a void one is ignored."""
+    def puback(self, delivery: int, *, confirm: bool) -> None:
+        """Mark a delivery as done; a void one is ignored, but confirmed at once."""
         packet_id = delivery & 0xFFFF
         for deliveries in (self._pending, self._stale):
             if deliveries and (known := deliveries.get(packet_id)) and known.number == delivery:
                 known.acked = True
+                if confirm and not known.confirm:
+                    known.confirm = True
+                    self._confirming += 1
                 return
+        if confirm:
+            self._events.append(Settled(delivery))
 
     def settle(self, out: list[bytes]) -> None:
         """Write the PUBACKs that are due: in the order of receipt [MQTT-4.6.0-2]."""
@@ -123,7 +135,7 @@ class Inbox:
             self._written[packet_id] = pending.pop(packet_id)
             out.append(mqtt5.PubAckPacket(packet_id).write())
         while len(self._written) > self._maximum:  # the broker sent more since than it may without the oldest PUBACK
-            del self._written[next(iter(self._written))]
+            self._confirm((self._written.pop(next(iter(self._written))),))
         self._pending = pending or None
 
     def probe(self, packet_id: int) -> None:
@@ -134,21 +146,39 @@ class Inbox:
     def answered(self, packet_id: int) -> None:
         """Forget the PUBACKs that were written before this packet; after a ping there is no redelivery either."""
         if self._probe and self._probe[0] == packet_id:
+            self._confirm(self._probe[1].values())
             self._probe = None
         if packet_id == PING and self._stale:
+            self._confirm(delivery for delivery in self._stale.values() if delivery.acked)
             self._stale = {id: delivery for id, delivery in self._stale.items() if not delivery.acked} or None
+
+    @property
+    def asks(self) -> bool:
+        """Whether an owner waits to hear of a PUBACK, and only a PINGREQ can tell."""
+        if not self._confirming or self._probe:
+            return False
+        unread = (*(self._written or {}).values(), *(self._stale or {}).values())
+        return any(delivery.confirm for delivery in unread)
+
+    def _confirm(self, deliveries: Iterable[_Delivery]) -> None:
+        """Tell the owners that the broker has read these PUBACKs."""
+        for delivery in deliveries:
+            if delivery.confirm:
+                self._confirming -= 1
+                self._events.append(Settled(delivery.number))
 
 
 class _Outgoing:
     """A publish that waits, or waits for its PUBACK; with a `packet_id` it was sent before."""
 
-    __slots__ = ("droppable", "message", "packet_id", "token")
+    __slots__ = ("droppable", "message", "packet_id", "sent_at", "token")
 
     def __init__(self, message: Message, token: int | None, droppable: bool) -> None:
         self.message = message
         self.token = token
         self.droppable = droppable
         self.packet_id = 0
+        self.sent_at: float | None = None
 
 
 class Outbox:
@@ -160,14 +190,16 @@ class Outbox:
         "_last_id",
         "_max_packet_bytes",
         "_options",
+        "_shared",
         "_waiting",
         "_waiting_bytes",
         "_window",
     )
 
-    def __init__(self, options: Options, events: list[Event]) -> None:
+    def __init__(self, options: Options, events: list[Event], shared: Budget | None) -> None:
         self._options = options
         self._events = events
+        self._shared = shared  # bytes that wait in all outboxes of the node
         self._in_flight: dict[int, _Outgoing] | None = None  # by packet id, in the order sent
         self._waiting: deque[_Outgoing] | None = None
         self._waiting_bytes = 0
@@ -181,7 +213,7 @@ class Outbox:
         self._window = min(connack.receive_max, self._options.receive_maximum, LAST_PUBLISH_ID)
         if self._in_flight:
             self._waiting = deque([*self._in_flight.values(), *(self._waiting or ())])
-            self._waiting_bytes = sum(o.message.size_bytes for o in self._waiting)
+            self._hold(sum(o.message.size_bytes for o in self._waiting) - self._waiting_bytes)
             self._in_flight = None
         if not connack.session_present:
             for outgoing in self._waiting or ():
@@ -199,7 +231,7 @@ class Outbox:
         if self._waiting is None:
             self._waiting = deque()
         self._waiting.append(_Outgoing(message, token, droppable))
-        self._waiting_bytes += message.size_bytes
+        self._hold(message.size_bytes)
 
     def trim(self) -> None:
         """Over the bounds, drop the oldest that may be dropped."""
@@ -207,8 +239,22 @@ class Outbox:
             self._remove(victim)
             self._events.append(Dropped(victim.token))
 
+    def leftover(self) -> list[Message]:
+        """Give up all publishes; return those that might have been dropped, oldest first."""
+        left = [*(self._in_flight or {}).values(), *(self._waiting or ())]
+        self._hold(-self._waiting_bytes)
+        self._in_flight = self._waiting = None
+        return [outgoing.message for outgoing in left if outgoing.droppable]
+
+    def _hold(self, size_bytes: int) -> None:
+        self._waiting_bytes += size_bytes
+        if self._shared is not None:
+            self._shared.used += size_bytes
+
     def _is_over(self) -> bool:
         options = self._options
+        if self._shared is not None and self._shared.is_over:
+            return True
         return len(self._waiting or ()) > options.max_waiting or self._waiting_bytes > options.max_waiting_bytes
 
     def _oldest_droppable(self) -> _Outgoing | None:
@@ -218,7 +264,7 @@ class Outbox:
     def _remove(self, outgoing: _Outgoing) -> None:
         if self._waiting is not None:
             self._waiting.remove(outgoing)
-            self._waiting_bytes -= outgoing.message.size_bytes
+            self._hold(-outgoing.message.size_bytes)
 
     @property
     def backlog(self) -> int:
@@ -230,14 +276,15 @@ class Outbox:
         """Whether no publish waits or has no PUBACK yet."""
         return not self._waiting and not self._in_flight
 
-    def send(self, out: list[bytes]) -> int:
+    def send(self, out: list[bytes], now: float) -> int:
         """Write, in order, what the window allows [MQTT-3.3.4-7]; packet id of the last QoS 1 publish, 0 for none."""
         waiting, last_id = self._waiting, 0
         while waiting and not (waiting[0].message.qos and len(self._in_flight or ()) >= self._window):
             outgoing = waiting.popleft()
-            self._waiting_bytes -= outgoing.message.size_bytes
+            self._hold(-outgoing.message.size_bytes)
             if packet := self._write(outgoing):
                 out.append(packet)
+                outgoing.sent_at = now
                 last_id = outgoing.packet_id or last_id
         self._waiting = waiting or None
         return last_id
@@ -275,5 +322,5 @@ class Outbox:
             self._finish(outgoing, packet.reason_code.value)
 
     def _finish(self, outgoing: _Outgoing, code: int) -> None:
-        if outgoing.token is not None:
-            self._events.append(Published(outgoing.token, code))
+        if outgoing.token is not None or outgoing.message.qos:
+            self._events.append(Published(outgoing.token, code, outgoing.sent_at))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import mqtt5
 
+from gateway.limits import Budget
 from gateway.mqtt import (
     Closed,
     Credentials,
@@ -58,7 +59,11 @@ _FILTERS_PER_SUBSCRIBE = 256  # brokers bound the size of a packet
 
 
 class MqttSession:
-    """One client session. Containers exist only while they hold something: most sessions are idle."""
+    """One client session. Containers exist only while they hold something: most sessions are idle.
+
+    Args:
+        waiting_bytes: what waits in the sessions of all devices, to be kept within its limit.
+    """
 
     __slots__ = (
         "_acks",
@@ -79,11 +84,11 @@ class MqttSession:
         "_unwanted",
     )
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, waiting_bytes: Budget | None = None) -> None:
         self._options = options
         self._events: list[Event] = []
         self._inbox = Inbox(options.receive_maximum, self._events)
-        self._outbox = Outbox(options, self._events)
+        self._outbox = Outbox(options, self._events, waiting_bytes)
         # of the connection
         self._connected = False
         self._keep_alive_s = options.keep_alive_s
@@ -133,7 +138,7 @@ class MqttSession:
     def disconnect(self, code: int = 0, session_expiry_s: int | None = None) -> None:
         """Say goodbye after all that may be sent; a no-op without a connection."""
         if self._connected:
-            self._flow()
+            self._flow(self._sent_at)  # no PUBACK comes to be timed
             farewell = [*self._out, _write_disconnect(code, session_expiry_s)]
             self.closed()
             self._out += farewell
@@ -152,9 +157,7 @@ class MqttSession:
         deadline = self.deadline
         if deadline is not None and now >= deadline:
             if self._pinged_at is None:
-                self._pinged_at = now
-                self._out.append(mqtt5.PingReqPacket().write())
-                self._inbox.probe(PING)
+                self._ping(now)
             else:
                 self.closed()
                 self._events.append(Closed(None, "no PINGRESP in time"))
@@ -165,7 +168,9 @@ class MqttSession:
     def output(self, now: float) -> bytes:
         """Bytes to write now, all packets in one; the caller writes them or closes."""
         if self._connected:
-            self._flow()
+            self._flow(now)
+            if self._inbox.asks and self._pinged_at is None:  # of two pings under way the first would answer for both
+                self._ping(now)
         if not self._out:
             return b""
         data = b"".join(self._out)
@@ -173,9 +178,14 @@ class MqttSession:
         self._sent_at = now
         return data
 
-    def _flow(self) -> None:
+    def _ping(self, now: float) -> None:
+        self._pinged_at = now
+        self._out.append(mqtt5.PingReqPacket().write())
+        self._inbox.probe(PING)
+
+    def _flow(self, now: float) -> None:
         self._inbox.settle(self._out)
-        if last_id := self._outbox.send(self._out):
+        if last_id := self._outbox.send(self._out, now):
             self._inbox.probe(last_id)
         self._outbox.trim()
 
@@ -198,6 +208,10 @@ class MqttSession:
     def backlog(self) -> int:
         """How many publishes wait to be written, because the broker is away or does not keep up."""
         return self._outbox.backlog
+
+    def leftover(self) -> list[Message]:
+        """Give up all publishes; return those that might have been dropped, oldest first."""
+        return self._outbox.leftover()
 
     @property
     def all_published(self) -> bool:
@@ -258,12 +272,16 @@ class MqttSession:
 
     # --- messages
 
-    def puback(self, delivery: int) -> None:
-        """Acknowledge a delivery; its PUBACK leaves after all earlier ones. Void deliveries are ignored."""
-        self._inbox.puback(delivery)
+    def puback(self, delivery: int, *, confirm: bool = False) -> None:
+        """Acknowledge a delivery; its PUBACK leaves after all earlier ones. Void deliveries are ignored.
+
+        With `confirm` the event Settled follows, once the broker is known to have read it, or to have forgotten the
+        delivery; not if it has forgotten the session: Opened says so.
+        """
+        self._inbox.puback(delivery, confirm=confirm)
 
     def publish(self, message: Message, token: int | None = None, droppable: bool = False) -> None:
-        """Queue a publish; with a token it ends in one Published or Dropped.
+        """Queue a publish; it ends in one Published or Dropped, without a token only if it is QoS 1.
 
         If more than the bounds then waits without a connection, or after `output()`, the oldest droppable are
         dropped. Others are kept: their owner bounds them. QoS 0 is never kept for a later connection.

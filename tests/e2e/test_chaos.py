@@ -34,7 +34,6 @@ REST_S: Final = 60.0  # for what must come to rest; it takes seconds
 SAVES: Final = {"autosave_on_changes": "true", "autosave_interval": "1"}
 UNSAVED_S: Final = 0.5  # a PUBACK this long before the kill may be for what was not saved: a round, on a slow disk
 AWAY_S: Final = 5.0  # links are up again this long after a kill -9 of the broker
-TAKEOVER_S: Final = 3.0  # a link that was cut asks for the owner, and connects, within this time
 ANSWERED_S: Final = 7.0  # every attempt, each with its timeout, takes no longer
 ENVIRON: Final = {
     "GATEWAY_COMMANDS_ACK_TIMEOUT_S": "2",
@@ -272,18 +271,12 @@ class Tally:
         """What must not repeat is received once.
 
         A broker that comes back with an older save may deliver again what was acknowledged to it just before the kill.
-        And a takeover may overtake the PUBACK that left before the emission: a known limit, which the README tells.
         """
         if not command.at_most_once or len(command.receptions) < 2:
             return
         first = command.receptions[0].at
         if command.qos and any(0 <= kill - first <= UNSAVED_S for kill in self._world.broker_kills):
             self.counts["QoS 1 at most once, repeated from an older save"] += 1
-        elif command.qos and any(
-            abs(at - first) < TAKEOVER_S and (node, life) != (command.receptions[0].node, command.receptions[0].life)
-            for at, node, life in self._plates[command.serial].stays
-        ):
-            self.counts["QoS 1 at most once, repeated in a takeover"] += 1
         else:
             self.wrong.append(f"received more than once: {self._story(command)}")
 
