@@ -15,21 +15,23 @@ from aiohttp import web
 
 from gateway import __version__, admin, asyncapi, logs
 from gateway.addresses import BrokerUrl, Listen
-from gateway.auth import authenticator
+from gateway.auth.choice import authenticator
 from gateway.commands import CommandReader, Policy
 from gateway.config import Config, catalog_of
-from gateway.delivery import Limits
-from gateway.device import LinkSettings, Surroundings
 from gateway.devices import Devices
 from gateway.engine.options import EngineOptions
 from gateway.frontdoor import FrontDoor
+from gateway.limits import Budget, Limits, Pace, Shared
 from gateway.metrics import Metrics
 from gateway.mqtt import Credentials
 from gateway.mqtt.link import Backoff
 from gateway.node import Node
 from gateway.rooms import RoomPolicy, Rooms
 from gateway.sockets import Socket, SocketServer
-from gateway.topics import Topics
+from gateway.surroundings import LinkSettings, Surroundings, now_rfc3339
+from gateway.tokens import token_reader
+from gateway.topics import Life, Topics
+from gateway.watched import Files
 
 log = logging.getLogger(__name__)
 
@@ -45,34 +47,39 @@ class Gateway:
         self._draining = False
         self._listeners: dict[str, web.AppRunner] = {}
         self._sites: dict[str, web.TCPSite] = {}
-        self._adopting: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._files = Files()
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
         catalog = catalog_of(config.catalog)
         metrics = Metrics(catalog, config.node)
         links = _link_settings(config)
         rooms: Rooms[Socket] = Rooms()
-        self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), metrics)
+        tokens = token_reader(config.tokens, os.environ, self._files)
+        self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), tokens, metrics)
         self._sockets = SocketServer(self._door, _engine_options(config), config.devices.path)
         own = _credentials(config.mqtt.url)
-        self._node = Node(config.node, topics, links, own, rooms, lambda: len(self._devices), metrics)
+        life = Life(config.node, now_rfc3339())
+        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), metrics)
         around = Surroundings(
-            node=config.node,
+            life=life,
             topics=topics,
             catalog=catalog,
             reader=CommandReader(topics, catalog, _policy(config), lambda: secrets.token_hex(8)),
             limits=_limits(config),
+            shared=Shared(config.commands.max_per_node, config.commands.max_bytes_per_node),
+            waiting_bytes=Budget(config.mqtt.max_waiting_bytes),
+            replays=Pace(config.commands.replays_per_s),
             links=links,
             sockets=self._sockets,
             node_link=self._node,
             metrics=metrics,
         )
-        self._devices = Devices(around, authenticator(config.auth, os.environ), own)
-        metrics.sockets.count_devices(lambda: len(self._devices))
-        metrics.links.count_links(lambda: len(self._devices))
-        metrics.links.up.read(lambda: not self._node.trouble)
-        metrics.node.ready.read(lambda: not self._reasons())
-        metrics.rooms.rooms.read(lambda: len(rooms))
-        metrics.rooms.sockets.read(lambda: rooms.memberships)
+        self._authenticator = authenticator(
+            config.auth, os.environ, self._files, lambda serials: self._devices.revoke(serials)
+        )
+        self._devices = Devices(around, self._authenticator, own, config.devices.max_devices)
+        self._open_rooms = [rule.match for rule in config.rooms.rules if rule.allow == "anyone"]
+        self._read_metrics(metrics, around, rooms)
         self._door.serve(self._sockets, self._devices)
         contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
         self._admin = admin.application(self._reasons, admin.registry(metrics.instruments), contract)
@@ -98,7 +105,10 @@ class Gateway:
             await self._stop_listening()
             raise
         self._node.open(self._sockets)
-        self._adopting = asyncio.create_task(self._adopt(), name="adopt")
+        self._tasks.append(asyncio.create_task(self._adopt(), name="adopt"))
+        self._tasks.append(asyncio.create_task(self._files.run(), name="files"))
+        if self._open_rooms:
+            log.warning("rooms are open to anybody, without a token", extra={"rooms": self._open_rooms})
         log.info(
             "gateway started",
             extra={
@@ -111,14 +121,20 @@ class Gateway:
             },
         )
 
+    def reload(self) -> None:
+        """Read the files of keys again, without waiting for a change to be noticed."""
+        self._files.reload()
+
     async def stop(self) -> None:
         """Accept nothing more, let the devices go within `drain_s`, and leave the sessions in the broker's keeping."""
         self._draining = True
-        if self._adopting is not None:
-            self._adopting.cancel()
-            await asyncio.wait({self._adopting})
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
         await self._sites["devices"].stop()
         await self._door.close()
+        if self._authenticator is not None:
+            await self._authenticator.close()
         await self._devices.drain(self._config.devices.drain_s)
         await self._sockets.shutdown()
         await self._node.close()
@@ -126,21 +142,43 @@ class Gateway:
         log.info("gateway stopped")
 
     async def _adopt(self) -> None:
-        serials = await self._node.orphans()
-        if serials:
-            log.info("adopting devices of an earlier life", extra={"count": len(serials)})
-        await self._devices.adopt(serials)
+        if not self._devices.adopts:
+            return
+        async with self._node.orphans() as orphans:
+            if orphans:
+                log.info("adopting devices of an earlier life", extra={"count": len(orphans)})
+            await self._devices.adopt(orphans)
 
     def _reasons(self) -> list[str]:
         """Why this node is not ready."""
         return [
             *(["draining"] if self._draining else []),
             *([self._node.trouble] if self._node.trouble else []),
+            *(["full: devices.max_devices are here"] if self._devices.full else []),
         ]
+
+    def _read_metrics(self, metrics: Metrics, around: Surroundings, rooms: Rooms[Socket]) -> None:
+        """Let each gauge be asked for when the metrics are."""
+        metrics.sockets.count_devices(lambda: len(self._devices))
+        metrics.links.count_links(lambda: len(self._devices))
+        metrics.links.up.read(lambda: not self._node.trouble)
+        metrics.links.waiting_bytes.read(lambda: around.waiting_bytes.used)
+        metrics.sessions.count_open(lambda: around.shared.commands.used, lambda: around.shared.bytes.used)
+        metrics.rooms.rooms.read(lambda: len(rooms))
+        metrics.rooms.sockets.read(lambda: rooms.memberships)
+        metrics.rooms.anonymous_rules.read(lambda: len(self._open_rooms))
+        metrics.node.ready.read(lambda: not self._reasons())
+        metrics.node.reloads.read(lambda: self._files.reads, "ok")
+        metrics.node.reloads.read(lambda: self._files.failures, "failed")
 
     async def _listen(self, name: str, app: web.Application, where: Listen) -> None:
         runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=1.0
+            app,
+            access_log=None,
+            handle_signals=False,
+            handler_cancellation=True,
+            auto_decompress=False,  # no client compresses what it posts, and 65 KB of a stranger's would become 64 MB
+            shutdown_timeout=1.0,
         )
         self._listeners[name] = runner
         await runner.setup()
@@ -183,6 +221,7 @@ async def _serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
     gateway = Gateway(config)
+    loop.add_signal_handler(signal.SIGHUP, gateway.reload)
     await gateway.start()
     await stop.wait()
     await gateway.stop()

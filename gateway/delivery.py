@@ -10,25 +10,13 @@ import heapq
 from collections import OrderedDict
 from typing import Any, Final
 
-import msgspec
-
 from gateway import facts as f
 from gateway.catalog import Args
+from gateway.limits import Limits, Shared
 from gateway.outcomes import REMEMBERED, Outcomes
 from gateway.topics import Outcome
 
 MAX_ERROR_CHARS: Final = 500  # a validation error may quote the peer
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """What one device may hold; times in seconds."""
-
-    max_attempts: int = 3
-    max_commands: int = 256
-    max_command_bytes: int = 8 << 20
-    max_emitted_bytes: int = 1 << 19  # without ack; one command may be larger
-    max_questions: int = 64
-    reply_timeout_s: float = 30.0
 
 
 class _State(enum.Enum):
@@ -69,14 +57,15 @@ class Deliveries:
 
     __slots__ = (
         "_effects", "_emitted", "_emitted_bytes", "_held", "_late", "_limits", "_link_lost_at", "_link_open",
-        "_next_emit", "_next_order", "_node", "_open", "_open_bytes", "_outcomes", "_queue", "_serial", "_socket",
-        "_timers", "_unsettled",
+        "_next_emit", "_next_order", "_node", "_open", "_open_bytes", "_outcomes", "_queue", "_serial", "_shared",
+        "_socket", "_timers", "_unsettled",
     )  # fmt: skip
 
-    def __init__(self, serial: str, node: str, limits: Limits, effects: list[f.Effect]) -> None:
+    def __init__(self, serial: str, node: str, limits: Limits, shared: Shared, effects: list[f.Effect]) -> None:
         self._serial = serial
         self._node = node
         self._limits = limits
+        self._shared = shared
         self._effects = effects
         self._outcomes = Outcomes(effects)
         self._socket: int | None = None
@@ -115,17 +104,12 @@ class Deliveries:
             return
         self._next_order += 1
         job = _Job(command, self._next_order, now, online=self._socket is not None)
-        self._open += 1
-        self._open_bytes += command.size_bytes
+        self._hold(1, command.size_bytes)
         if job.delivery is not None:
             self._unsettled[job.delivery] = job
-        if command.refusal is not None:
-            self._finish(job, now, "rejected", error=command.refusal)
-        elif self._open > self._limits.max_commands:
-            self._finish(job, now, "rejected", error=f"queue full: {self._limits.max_commands} commands are open")
-        elif self._open_bytes > self._limits.max_command_bytes:
-            error = f"queue full: open commands hold over {self._limits.max_command_bytes} bytes"
-            self._finish(job, now, "rejected", error=error)
+        refusal = command.refusal or self._over_a_limit()
+        if refusal is not None:
+            self._finish(job, now, "rejected", error=refusal)
         elif command.lifetime_s <= 0:
             self._finish(job, now, "expired", error="it had ended before it came")
         elif self._socket is None and command.qos == 0:
@@ -136,6 +120,24 @@ class Deliveries:
             if job.state is _State.WAITING:
                 self._effects.append(f.Hold(command))
                 self._tell_queued(job, now)
+
+    def _over_a_limit(self) -> str | None:
+        limits, shared = self._limits, self._shared
+        if self._open > limits.max_commands:
+            return f"queue full: {limits.max_commands} commands are open"
+        if self._open_bytes > limits.max_command_bytes:
+            return f"queue full: open commands hold over {limits.max_command_bytes} bytes"
+        if shared.commands.is_over:
+            return f"node full: {shared.commands.limit} commands of all devices are open"
+        if shared.bytes.is_over:
+            return f"node full: open commands of all devices hold over {shared.bytes.limit} bytes"
+        return None
+
+    def _hold(self, commands: int, size_bytes: int) -> None:
+        self._open += commands
+        self._open_bytes += size_bytes
+        self._shared.commands.used += commands
+        self._shared.bytes.used += size_bytes
 
     def _known(self, id: str, delivery: int) -> bool:
         """Take a redelivery of a command that is open or answered: it is settled with it, and not emitted for it."""
@@ -268,7 +270,8 @@ class Deliveries:
                 self._finish(job, now, status, error="the device moved to another node")
             else:
                 self._effects.append(f.HandOver(job.command))
-        self._emitted_bytes = self._open = self._open_bytes = 0
+        self._emitted_bytes = 0
+        self._hold(-self._open, -self._open_bytes)
         for container in (self._emitted, self._queue, self._unsettled, self._late, self._timers):
             container.clear()
 
@@ -358,8 +361,7 @@ class Deliveries:
         self._queue.pop(job.order, None)
         for emit_id in job.emit_ids:
             self._emitted.pop(emit_id, None)
-        self._open -= 1
-        self._open_bytes -= job.command.size_bytes
+        self._hold(-1, -job.command.size_bytes)
         outcome = self._outcome(job, now, status, data, error)
         self._effects.append(f.Conclude(job.command, outcome, job.online, emitted_at))
         self._outcomes.conclude(outcome, job.command, job.delivery, job.expires_at)

@@ -8,25 +8,18 @@ import asyncio
 import logging
 import random
 import secrets
-import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
 from gateway import facts as f
-from gateway.addresses import BrokerUrl
-from gateway.catalog import Catalog
-from gateway.commands import CommandReader
-from gateway.delivery import Limits
 from gateway.engine.effects import CloseReason
-from gateway.metrics import Metrics
 from gateway.mqtt import (
     Closed,
     Credentials,
-    Dropped,
     Message,
     Opened,
     Options,
@@ -37,10 +30,11 @@ from gateway.mqtt import (
     Subscription,
     Will,
 )
-from gateway.mqtt.link import TIMER_GRAIN_S, Backoff, Down, Link, LinkEvent, Refused, Unavailable
+from gateway.mqtt.link import TIMER_GRAIN_S, Down, Link, LinkEvent, Refused, Unavailable
 from gateway.session import DeviceSession
-from gateway.sockets import Socket, SocketServer
-from gateway.topics import JSON_TYPE, Presence, Topics
+from gateway.sockets import Socket
+from gateway.surroundings import Surroundings, client_id, now_rfc3339
+from gateway.topics import JSON_TYPE, Presence
 
 log = logging.getLogger(__name__)
 
@@ -50,46 +44,6 @@ CLAIM_LOOK_S: Final = 10.0  # until a device that would leave, but is being admi
 CATCH_UP_LOOK_S: Final = 0.01
 FAILED: Final = 0x80  # MQTT 5 reason codes from here on are failures (2.4)
 OWNER_SPEAKS_WITHIN_S: Final = (1.0, 2.0)  # a node that takes a device over publishes its presence at once
-
-
-class LinkSettings(msgspec.Struct, frozen=True):
-    """How links are made; times in seconds."""
-
-    address: BrokerUrl
-    tls: ssl.SSLContext | None
-    backoff: Backoff
-    connect_timeout_s: float
-    keep_alive_s: int
-    session_s: int
-    receive_maximum: int
-    will_delay_s: int
-
-
-class NodeLink(Protocol):
-    """What a device needs of its node."""
-
-    def relay(self, socket: int, room: str, event: str, message: Message) -> None:
-        """Emit to the other sockets of a room, on every node."""
-
-    def publish(self, message: Message) -> None:
-        """Publish for a device whose own link is gone."""
-
-    async def presence(self, serial: str) -> Presence | None:
-        """Ask the broker for a device's retained presence; None if there is none, or no answer."""
-
-
-class Surroundings(msgspec.Struct, frozen=True):
-    """What all devices of a node share."""
-
-    node: str
-    topics: Topics
-    catalog: Catalog
-    reader: CommandReader
-    limits: Limits
-    links: LinkSettings
-    sockets: SocketServer
-    node_link: NodeLink
-    metrics: Metrics
 
 
 class Device:
@@ -115,7 +69,7 @@ class Device:
         self._gone = gone
         self._loop = asyncio.get_running_loop()
         self._session = DeviceSession(
-            serial, around.node, around.topics, around.catalog, around.limits, secrets.token_hex(4)
+            serial, around.life, around.topics, around.catalog, around.limits, around.shared, secrets.token_hex(4)
         )
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0  # uvloop's handles do not say, where the time has passed
@@ -131,7 +85,8 @@ class Device:
             backoff=links.backoff,
             connect_timeout_s=links.connect_timeout_s,
             tls=links.tls,
-            may_reconnect=self._is_ours,
+            may_reconnect=self._may_reconnect,
+            waiting_bytes=around.waiting_bytes,
         )
 
     @property
@@ -164,15 +119,17 @@ class Device:
 
     def link_event(self, event: LinkEvent) -> None:
         """Turn what the link says into facts."""
+        self._around.metrics.links.observe(event, "device")
         match event:
             case Received():
                 self._received(event)
             case Settled():
                 self.handle(f.Settled(event.delivery))
-            case Published():
-                self._published(event)
+            case Published(token=token) if token is not None:
+                if event.code >= FAILED:
+                    log.warning("publish refused by the broker", extra={"serial": self.serial, "code": event.code})
+                self.handle(f.Published(token, event.code))
             case Opened():
-                self._around.metrics.links.opened(resumed=event.session_present)
                 self.handle(f.LinkOpened(event.session_present))
             case Subscribed():
                 if event.refused:
@@ -181,16 +138,11 @@ class Device:
                 self._changed()
             case Down():
                 log.debug("link of %s lost: %s", self.serial, event.reason)
-                self._around.metrics.links.failed("lost")
                 self._serve(False)
                 self.handle(f.LinkLost())
             case Closed():
                 self._move(event)
-            case Dropped():
-                self._around.metrics.links.dropped["device"].n += 1
-                self._around.metrics.links.waiting.n -= 1
             case Refused() | Unavailable():
-                self._around.metrics.links.failed("refused" if isinstance(event, Refused) else "unavailable")
                 log.debug("link of %s: %s", self.serial, event.reason)  # the node says so for all
 
     def open(self) -> None:
@@ -204,7 +156,11 @@ class Device:
         if self._park is not None:
             self._park.cancel()
             self._park = None
-        self.handle(f.Attached(socket.number, socket.client, now_rfc3339()))
+        now = self._loop.time()
+        turn = self._around.replays.turn(now) if self._session.open_commands else now
+        self.handle(f.Attached(socket.number, socket.client, now_rfc3339(), held=turn > now))
+        if turn > now:
+            self._loop.call_at(turn, self._release, socket.number)
 
     def lost(self, socket: Socket, reason: str) -> None:
         """A socket that was the device, and may still be, is gone."""
@@ -215,7 +171,7 @@ class Device:
     def adopt(self, presence: Presence) -> None:
         """An earlier life of this node had the device: hold its commands as if it had just gone away."""
         self.used = True
-        if presence.online:  # nobody has said that it is gone: the Will is not sent for a session that goes on
+        if presence.online or presence.since is None:  # the Will is not sent for a session that goes on
             self.handle(f.Adopted(now_rfc3339()))
         self._park = self._loop.call_later(self._around.links.session_s, self._leave)
         self.open()
@@ -231,7 +187,7 @@ class Device:
         while self.floods and self._loop.time() < until:  # noqa: ASYNC110 - the link tells nobody of its backlog
             await asyncio.sleep(CATCH_UP_LOOK_S)
 
-    async def drain(self, until: float) -> None:
+    async def drain(self, until: float, reason: CloseReason = CloseReason.SHUTDOWN) -> None:
         """Wait for the acks under way, no longer than `until` (loop time); then let socket and link go."""
         while self._session.in_flight and self._loop.time() < until and self.link is not None:
             if self._change is None:
@@ -239,13 +195,12 @@ class Device:
             await asyncio.wait({self._change}, timeout=until - self._loop.time())
         socket = self._session.socket
         if socket is not None:
-            self._around.sockets.close(socket, CloseReason.SHUTDOWN)
-            self.handle(f.Lost(socket, CloseReason.SHUTDOWN, now_rfc3339()))
+            self._around.sockets.close(socket, reason)
+            self.handle(f.Lost(socket, reason, now_rfc3339()))
         await self.close()
-        self.handle(f.Moved())  # what did not leave with the link, because the broker is away, is the node's to say
 
     async def close(self) -> None:
-        """Close the link so that the broker keeps the session."""
+        """Close the link so that the broker keeps the session; what has not left with it is the node's to say."""
         for timer in (self._timer, self._park):
             if timer is not None:
                 timer.cancel()
@@ -254,25 +209,23 @@ class Device:
         self._serve(False)
         self._changed()
         if link is not None:
-            try:
-                await link.close()
-            finally:
-                self._around.metrics.links.waiting.n -= link.unfinished
+            await link.close()
+            self._hand_over(link)
 
     def _serve(self, ready: bool) -> None:
         """Note whether commands reach us."""
         self._around.metrics.links.serving.n += ready - self._ready
         self._ready = ready
 
-    def _published(self, event: Published) -> None:
-        links = self._around.metrics.links
-        links.published(event.code, None if event.sent_at is None else monotonic() - event.sent_at)
-        links.waiting.n -= 1
-        if event.token is None:
-            return
-        if event.code >= FAILED:
-            log.warning("outcome refused by the broker", extra={"serial": self.serial, "code": event.code})
-        self.handle(f.Published(event.token, event.code))
+    def _hand_over(self, link: Link) -> None:
+        """Let the node say what has not left with the link: outcomes that nobody else will say, and events."""
+        self.handle(f.Moved())
+        for message in link.leftover():
+            self._around.node_link.publish(message, droppable=True)
+
+    def _release(self, socket: int) -> None:
+        if self._session.socket == socket:
+            self.handle(f.Released())
 
     def _received(self, event: Received) -> None:
         if self.link is None:  # it is being closed: the next owner gets this again
@@ -295,7 +248,6 @@ class Device:
                 self._around.sockets.emit(effect.socket, command.event.name, command.args, effect.emit_id)
             case f.Publish() if self.link is not None:
                 self.link.publish(effect.message, effect.token, effect.droppable)
-                self._around.metrics.links.waiting.n += 1
             case f.Publish():
                 self._around.node_link.publish(effect.message)
             case f.Puback() if self.link is not None:
@@ -325,13 +277,12 @@ class Device:
 
     def _move(self, event: Closed) -> None:
         log.info("device moved", extra={"serial": self.serial, "code": event.code, "reason": event.reason})
-        if self.link is not None:
-            self._around.metrics.links.waiting.n -= self.link.unfinished
-        self.link = None
-        self._serve(False)
         self._around.metrics.sockets.takeovers.n += 1
+        link, self.link = self.link, None
+        self._serve(False)
         self._changed()
-        self.handle(f.Moved())
+        if link is not None:
+            self._hand_over(link)
         self._gone(self)
 
     def _leave(self) -> None:
@@ -345,14 +296,29 @@ class Device:
         elif not self.online:
             self._gone(self)
 
-    async def _is_ours(self) -> bool:
+    async def give_way(self) -> bool:
+        """If the link is down and another has the device by now, let it go; whether that is so.
+
+        Its commands, of which the other may have carried out some, must not meet the sessions that come back.
+        """
+        link = self.link
+        if link is None or link.connected or not self.used or await self._is_ours():
+            return self.link is None
+        await link.close()
+        if self.link is link:
+            self._move(Closed(None, "gave way"))
+        return True
+
+    async def _may_reconnect(self) -> bool:
         """Whether a link that was cut without a reason may be opened again: not if another node has the device now."""
         await asyncio.sleep(random.uniform(*OWNER_SPEAKS_WITHIN_S))  # noqa: S311 - spread, not secret
-        theirs, ours = await self._around.node_link.presence(self.serial), self._session.presence
-        if theirs is None or theirs.node == self._around.node:
-            return True
-        # A broker that comes back with an older save may name an owner of the past.
-        return bool(ours and ours.since and theirs.since and theirs.since < ours.since)
+        return await self._is_ours()
+
+    async def _is_ours(self) -> bool:
+        around = self._around
+        theirs = await around.node_link.presence(self.serial)
+        ours = self._session.presence or Presence(False, around.life.node)
+        return not around.node_link.displaced and (theirs is None or not theirs.is_newer_than(ours, around.life))
 
     def _changed(self) -> None:
         change, self._change = self._change, None
@@ -362,7 +328,7 @@ class Device:
 
 def _link_options(serial: str, around: Surroundings) -> Options:
     topics, links = around.topics, around.links
-    gone = Presence(online=False, node=around.node, reason="gateway-lost")
+    gone = Presence(False, around.life.node, reason="gateway-lost", started=around.life.started)
     will = Message(topics.presence(serial), msgspec.json.encode(gone), qos=1, retain=True, content_type=JSON_TYPE)
     return Options(
         client_id=client_id(topics.prefix, serial),
@@ -375,13 +341,3 @@ def _link_options(serial: str, around: Surroundings) -> Options:
         session_expiry_s=links.session_s,
         receive_maximum=links.receive_maximum,
     )
-
-
-def client_id(prefix: str, name: str) -> str:
-    """Return the MQTT client id of a device, by which the broker knows its one owner."""
-    return f"{prefix.replace('/', '-')}:{name}"
-
-
-def now_rfc3339() -> str:
-    """Return the time of day, UTC, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

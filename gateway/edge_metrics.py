@@ -1,15 +1,17 @@
 """What happens at the edges, counted: sockets, authentication, rooms, links to the broker, and the node itself."""
 
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
+from typing import Any, Final
 
 from gateway.engine.effects import CloseReason, Transport
 from gateway.instruments import Count, Instruments
+from gateway.mqtt import Down, Dropped, LinkEvent, Opened, Published, Refused, Unavailable
 from gateway.session_metrics import MICRO_S, PRESENCES, WAIT_S
 
 GENERATIONS: Final = ("3", "4")
 ROLES: Final = ("device", "viewer", "stranger")
-VERDICTS: Final = ("accepted", "denied", "moved", "abandoned")
+VERDICTS: Final = ("accepted", "denied", "moved", "full", "abandoned")  # of an admission, which waits for one
 PUBLISH_S: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30,
 )  # fmt: skip
@@ -25,6 +27,7 @@ _CODES: Final = {  # reason codes of a PUBACK (MQTT 5, 3.4.2.1), and of what is 
     0x99: "payload_format_invalid",
 }
 _OTHER_CODE: Final = "other"
+_FAILURES: Final[Mapping[type, str]] = {Down: "lost", Refused: "refused", Unavailable: "unavailable"}
 
 
 class SocketMetrics:
@@ -91,35 +94,46 @@ class LinkMetrics:
         self.serving = self._links["up"]
         opens = make.counter("gateway_link_opens_total", "Connections accepted.", session=("resumed", "new"))
         self._opens = {True: opens["resumed"], False: opens["new"]}
-        self._failures = make.counter(
-            "gateway_link_failures_total", "Links cut or refused.", reason=("lost", "refused", "unavailable")
-        )
+        self._failures = make.counter("gateway_link_failures_total", "Links cut or refused.", reason=_FAILURES.values())
         self._duration = make.histogram("gateway_publish_duration_seconds", "From a PUBLISH to its PUBACK.", PUBLISH_S)[
             ()
         ]
         codes = make.counter("gateway_pubacks_total", "Answers to publishes.", code=(*_CODES.values(), _OTHER_CODE))
         self._codes = {code: codes[name] for code, name in _CODES.items()}
         self._other_code = codes[_OTHER_CODE]
-        self.waiting = make.gauge("gateway_publishes_waiting", "Publishes of devices without PUBACK.")[()]
-        self.dropped = make.counter("gateway_dropped_events_total", "Events dropped.", what=("device", "room"))
+        self.waiting_bytes = make.gauge("gateway_waiting_publish_bytes", "Publishes that wait to be written.")
+        self._dropped = make.counter("gateway_dropped_events_total", "Events dropped.", what=("device", "room"))
+
+        self._on: Mapping[type, Callable[[Any, str], None]] = {
+            Published: self._published,
+            Opened: self._opened,
+            Dropped: self._drop,
+            **dict.fromkeys(_FAILURES, self._failed),
+        }
 
     def count_links(self, linked: Callable[[], int]) -> None:
         """Count links from here on: `linked` is how many there are."""
         self._links.read(lambda: max(0, linked() - self.serving.n), "down")
 
-    def opened(self, *, resumed: bool) -> None:
-        """The broker accepted a connection."""
-        self._opens[resumed].n += 1
+    def observe(self, event: LinkEvent, owner: str) -> None:
+        """Count what a link says; `owner` names whose events are dropped: of a device, or for a room."""
+        on_event = self._on.get(type(event))
+        if on_event is not None:
+            on_event(event, owner)
 
-    def failed(self, reason: str) -> None:
-        """A link was cut, or could not be made."""
-        self._failures[reason].n += 1
+    def _published(self, event: Published, _: str) -> None:
+        self._codes.get(event.code, self._other_code).n += 1
+        if event.sent_at is not None:
+            self._duration.observe(monotonic() - event.sent_at)
 
-    def published(self, code: int, took_s: float | None) -> None:
-        """A publish is done, with a reason code; `took_s` from writing it, None if it was not."""
-        self._codes.get(code, self._other_code).n += 1
-        if took_s is not None:
-            self._duration.observe(took_s)
+    def _opened(self, event: Opened, _: str) -> None:
+        self._opens[event.session_present].n += 1
+
+    def _failed(self, event: LinkEvent, _: str) -> None:
+        self._failures[_FAILURES[type(event)]].n += 1
+
+    def _drop(self, _: Dropped, owner: str) -> None:
+        self._dropped[owner].n += 1
 
 
 class RoomMetrics:
@@ -128,6 +142,7 @@ class RoomMetrics:
     def __init__(self, make: Instruments, events: Iterable[str]) -> None:
         self.rooms = make.gauge("gateway_rooms", "Rooms that have a socket here.")
         self.sockets = make.gauge("gateway_room_sockets", "Sockets in rooms.")
+        self.anonymous_rules = make.gauge("gateway_anonymous_room_rules", "Rules that let anybody join a room.")
         self.joins = make.counter(
             "gateway_room_joins_total", "What became of join_room.", outcome=("joined", "refused")
         )
@@ -151,9 +166,7 @@ class NodeMetrics:
     def __init__(self, make: Instruments, build: dict[str, str]) -> None:
         self.ready = make.gauge("gateway_ready", "Whether /readyz says yes.")
         self.loop_lag = make.histogram("gateway_event_loop_lag_seconds", "How late a timer came.", WAIT_S)[()]
-        self.reloads = make.counter(
-            "gateway_config_reloads_total", "Files read again.", what=("keys", "certificate"), result=("ok", "failed")
-        )
+        self.reloads = make.counter("gateway_config_reloads_total", "Files read again.", result=("ok", "failed"))
         self.expiry = make.gauge(
             "gateway_certificate_expiry_timestamp_seconds", "When a certificate ends.", use=("devices", "admin", "mqtt")
         )

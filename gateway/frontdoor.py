@@ -19,18 +19,19 @@ from gateway.metrics import Metrics
 from gateway.rooms import Refused, RoomPolicy, Rooms
 from gateway.session import refusal
 from gateway.sockets import Socket, SocketServer
+from gateway.tokens import TokenReader
+from gateway.viewers import Viewers
 
 log = logging.getLogger(__name__)
-
-_OUTCOMES = {Verdict.ACCEPTED: "accepted", Verdict.DENIED: "denied", Verdict.UNAVAILABLE: "moved"}
 
 
 class FrontDoor:
     """Owner of the sockets: what their peers emit becomes facts of devices, or is answered here."""
 
-    def __init__(self, rooms: Rooms[Socket], policy: RoomPolicy, metrics: Metrics) -> None:
+    def __init__(self, rooms: Rooms[Socket], policy: RoomPolicy, tokens: TokenReader | None, metrics: Metrics) -> None:
         self._rooms = rooms
         self._policy = policy
+        self._viewers = Viewers(tokens, self._token_expired)
         self._metrics = metrics
         self._sockets: SocketServer
         self._devices: Devices
@@ -41,6 +42,10 @@ class FrontDoor:
         """Begin: the sockets to answer on, the devices to admit to."""
         self._sockets = sockets
         self._devices = devices
+
+    def introduced(self, socket: Socket, auth: object) -> str | None:
+        """A token may come with it; one that is not taken refuses it, rather than letting it in as nobody."""
+        return self._viewers.introduce(socket, auth)
 
     def connected(self, socket: Socket) -> None:
         """A socket is a viewer until it authenticates."""
@@ -76,12 +81,15 @@ class FrontDoor:
 
     def closed(self, socket: Socket, reason: CloseReason) -> None:
         """Take the socket out of everything it was in."""
-        if socket.counted is not None:
-            self._metrics.sockets.closed(socket.counted, _role(socket), reason)
-        self._rooms.leave_all(socket)
         authentication = self._authentications.get(socket.number)
         if authentication is not None:
             authentication.cancel()
+            if reason is CloseReason.UNAUTHENTICATED:
+                reason = CloseReason.AUTH_UNAVAILABLE  # it did what it had to; nobody answered
+        if socket.counted is not None:
+            self._metrics.sockets.closed(socket.counted, _role(socket), reason)
+        self._rooms.leave_all(socket)
+        self._viewers.forget(socket)
         device, socket.device = socket.device, None
         if isinstance(device, Device):
             log.info("device gone", extra={"serial": device.serial, "reason": reason})
@@ -106,7 +114,7 @@ class FrontDoor:
     def _authenticate(self, socket: Socket, data: object) -> None:
         """身份验证: answer `auth:ok` or `auth:fail`; a second verdict never unseats the first."""
         try:
-            claim = parse_signature(data)
+            claim = parse_signature(data, socket.address)
         except Malformed as problem:
             self._metrics.sockets.authenticated("malformed")
             log.info("signature malformed", extra={"address": socket.address, "problem": str(problem)})
@@ -129,7 +137,10 @@ class FrontDoor:
         if verdict is Verdict.DENIED:
             log.info("signature wrong", extra={"serial": claim.serial, "address": socket.address})
             self._fail(socket)
-        elif verdict is Verdict.UNAVAILABLE:
+        elif verdict is Verdict.FULL:
+            log.warning("no place for a device", extra={"serial": claim.serial, "address": socket.address})
+            self._sockets.close(socket.number, CloseReason.OVERLOADED)
+        elif verdict is Verdict.MOVED:
             self._sockets.close(socket.number, CloseReason.REPLACED)  # by another node, meanwhile
         return verdict
 
@@ -147,7 +158,7 @@ class FrontDoor:
     def _authenticated(self, number: int, since: float, task: asyncio.Task[Verdict]) -> None:
         del self._authentications[number]
         problem = None if task.cancelled() else task.exception()
-        outcome = "abandoned" if task.cancelled() or problem is not None else _OUTCOMES[task.result()]
+        outcome = "abandoned" if task.cancelled() or problem is not None else task.result().name.lower()
         self._metrics.sockets.authenticated(outcome, monotonic() - since)
         if problem is not None:
             log.error("authentication failed", exc_info=problem)
@@ -163,10 +174,10 @@ class FrontDoor:
         room = data.get("room") if isinstance(data, dict) else None
         try:
             if event == "join_room":
-                serial = socket.device.serial if isinstance(socket.device, Device) else None
-                self._rooms.join(socket, self._policy.check(room, serial))
+                self._rooms.join(socket, self._allowed(socket, room))
                 self._sockets.admit(socket.number)
                 self._metrics.rooms.joins["joined"].n += 1
+                self._log_joined(socket, room)
             else:
                 self._rooms.leave(socket, room if isinstance(room, str) else "")
         except Refused as problem:
@@ -176,6 +187,28 @@ class FrontDoor:
         else:
             self._count(socket)
             self._sockets.emit(socket.number, f"{event}:ok")
+
+    def _allowed(self, socket: Socket, room: object) -> str:
+        """Return the room if the socket may be in it. Raises Refused."""
+        serial = socket.device.serial if isinstance(socket.device, Device) else None
+        return self._policy.check(room, serial, socket.grant.rooms if socket.grant is not None else ())
+
+    def _log_joined(self, socket: Socket, room: object) -> None:
+        """Who looks at what devices say is worth a line; devices in their rooms are not."""
+        if not isinstance(socket.device, Device):
+            subject = socket.grant.subject if socket.grant is not None else ""
+            log.info("viewer joined", extra={"room": room, "subject": subject, "address": socket.address})
+
+    def _token_expired(self, socket: Socket) -> None:
+        """A viewer has to come again, with another token; a device only leaves what its token had opened."""
+        if not isinstance(socket.device, Device):
+            self._sockets.close(socket.number, CloseReason.TOKEN_EXPIRED)
+            return
+        for room in tuple(socket.rooms or ()):
+            try:
+                self._allowed(socket, room)
+            except Refused:
+                self._rooms.leave(socket, room)
 
     # metrics
 

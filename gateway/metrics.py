@@ -1,7 +1,7 @@
 """Prometheus metrics, derived in this one place. Labels are closed sets, never a peer's text.
 
-instruments: the numbers; session_metrics: counted from facts and effects; edge_metrics: sockets, rooms, links, the node.
-deploy/METRICS.md says what each means.
+instruments: the numbers; session_metrics: counted from facts and effects; edge_metrics: sockets, rooms, links and the
+node. deploy/METRICS.md says what each means.
 """
 
 import platform

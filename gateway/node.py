@@ -2,23 +2,23 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from time import monotonic
+from typing import TypeVar
 
 import msgspec
 
 from gateway import __version__
 from gateway.commands import read_args
-from gateway.device import LinkSettings, client_id, now_rfc3339
 from gateway.metrics import Metrics
 from gateway.mqtt import (
     Closed,
     Credentials,
-    Dropped,
     Message,
     Opened,
     Options,
-    Published,
     Received,
     Subscribed,
     Subscription,
@@ -27,9 +27,12 @@ from gateway.mqtt import (
 from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
 from gateway.rooms import Rooms
 from gateway.sockets import Socket, SocketServer
-from gateway.topics import JSON_TYPE, NodeStatus, Presence, RoomTopic, Topics
+from gateway.surroundings import LinkSettings, client_id, rfc3339
+from gateway.topics import JSON_TYPE, Life, NodeStatus, Presence, RoomTopic, Topics
 
 log = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 ORIGIN = "origin"  # user property of a relayed event: node and socket that it came from, which it skips
 CENSUS_PAUSE_S = 1.0  # longer than a broker pauses between retained messages
@@ -41,13 +44,15 @@ ROOM_SESSION_S = 60  # room events that come while the link is down for a moment
 class Node:
     """One node as the broker sees it.
 
+    Of two processes with one name the later started has it; the other is displaced.
+
     Args:
         devices: how many devices are here, for the status.
     """
 
     def __init__(
         self,
-        name: str,
+        life: Life,
         topics: Topics,
         links: LinkSettings,
         credentials: Credentials,
@@ -55,26 +60,29 @@ class Node:
         devices: Callable[[], int],
         metrics: Metrics,
     ) -> None:
-        self._name = name
+        self._life = life
         self._topics = topics
         self._rooms = rooms
         self._devices = devices
         self._metrics = metrics
-        self._started = now_rfc3339()
+        self._session_s = links.session_s
         self._sockets: SocketServer
         self._trouble: str | None = "connecting to the broker"
         self._displaced = False
         self._up = asyncio.Event()  # the broker is there and has granted what we need
         self._asked: dict[str, asyncio.Future[Presence | None]] = {}  # presence topic → who waits for its message
-        self._census: list[str] | None = None  # serials found so far, while they are looked for
+        self._orphans: dict[str, Presence] | None = None  # what an earlier life left, while that is looked for
         self._said: NodeStatus | None = None
         self._refresh: asyncio.TimerHandle | None = None
         self._link = Link(
             links.address,
             Options(
-                client_id=client_id(topics.prefix, f"node:{name}"),  # no serial has a colon
-                subscriptions=(Subscription(topics.rooms_filter()),),
-                will=Will(self._message(NodeStatus(False, name)), 0),
+                client_id=client_id(topics.prefix, f"node:{life.node}"),  # no serial has a colon
+                subscriptions=(
+                    Subscription(topics.rooms_filter()),
+                    Subscription(topics.node_status(life.node), retained=True),  # another process may have the name
+                ),
+                will=Will(self._message(self._offline()), links.will_delay_s),
                 keep_alive_s=links.keep_alive_s,
                 session_expiry_s=ROOM_SESSION_S,
                 receive_maximum=links.receive_maximum,
@@ -84,7 +92,13 @@ class Node:
             backoff=links.backoff,
             connect_timeout_s=links.connect_timeout_s,
             tls=links.tls,
+            may_reconnect=self._may_reconnect,
         )
+
+    @property
+    def displaced(self) -> bool:
+        """Whether a process that started later has the name of this node."""
+        return self._displaced
 
     @property
     def trouble(self) -> str | None:
@@ -101,14 +115,11 @@ class Node:
         """Say offline and disconnect."""
         if self._refresh is not None:
             self._refresh.cancel()
-        self.publish(self._message(NodeStatus(False, self._name)))
+        self.publish(self._message(self._offline()))
         await self._link.close()
 
-    def publish(self, message: Message) -> None:
+    def publish(self, message: Message, *, droppable: bool = False) -> None:
         """Publish for the node, or for a device whose own link is gone."""
-        self._publish(message, droppable=False)
-
-    def _publish(self, message: Message, *, droppable: bool) -> None:
         if not self._displaced:
             self._link.publish(message, droppable=droppable)
             self._link.flush()
@@ -116,6 +127,8 @@ class Node:
     async def presence(self, serial: str) -> Presence | None:
         """Ask the broker for a device's retained presence, when it is there; None if there is none."""
         await self._up.wait()
+        if self._displaced:
+            return None
         topic = self._topics.presence(serial)
         asked = self._asked.get(topic)
         if asked is None:
@@ -132,26 +145,32 @@ class Node:
                 self._link.unsubscribe(topic)
                 self._link.flush()
 
-    async def orphans(self) -> list[str]:
-        """Ask the broker for the devices whose retained presence names this node: what an earlier life left."""
+    @asynccontextmanager
+    async def orphans(self) -> AsyncIterator[dict[str, Presence]]:
+        """Ask the broker what an earlier life of this node left: devices whose retained presence names it, by serial.
+
+        Those that another takes while this is open are removed; those are not in it whose session is over.
+        """
         await self._up.wait()
         every = self._topics.presence("+")
-        census: list[str] = []
-        self._census = census
+        orphans: dict[str, Presence] = {}
+        self._orphans = orphans
         self._link.subscribe(Subscription(every, qos=0, retained=True))  # no window holds them up
         self._link.flush()
-        counted = -1
-        while counted < len(census):  # retained messages come in one go; a pause says that it is over
-            counted = len(census)
-            await asyncio.sleep(CENSUS_PAUSE_S)
-        self._census = None
-        self._link.unsubscribe(every)
-        self._link.flush()
-        return census
+        try:
+            counted = -1
+            while counted < len(orphans):  # retained messages come in one go; a pause says that it is over
+                counted = len(orphans)
+                await asyncio.sleep(CENSUS_PAUSE_S)
+            yield orphans
+        finally:
+            self._orphans = None
+            self._link.unsubscribe(every)
+            self._link.flush()
 
     def relay(self, socket: int, room: str, event: str, message: Message) -> None:
         """Emit an event to the other sockets of a room, on every node: through the broker, also on this one."""
-        origin = (ORIGIN, f"{self._name} {socket}")
+        origin = (ORIGIN, f"{self._life.node} {socket}")
         relayed = Message(
             self._topics.room(room, event),
             message.payload,
@@ -159,60 +178,76 @@ class Node:
             content_type=message.content_type,
             user_properties=(*message.user_properties, origin),
         )
-        self._publish(relayed, droppable=True)
+        self.publish(relayed, droppable=True)
 
     def link_event(self, event: LinkEvent) -> None:
         """Emit what comes for rooms; keep the status and readiness."""
+        self._metrics.links.observe(event, "room")
         match event:
             case Received():
                 self._received(event.message)
                 if event.delivery is not None:
                     self._link.puback(event.delivery)
                     self._link.flush()
-            case Opened():
-                self._metrics.links.opened(resumed=event.session_present)
+            case Opened() if not self._displaced:
                 self._say_online()
             case Subscribed():
                 self._subscribed(event)
-            case Published():
-                took_s = None if event.sent_at is None else monotonic() - event.sent_at
-                self._metrics.links.published(event.code, took_s)
-            case Dropped():
-                self._metrics.links.dropped["room"].n += 1
-            case Down() | Unavailable():
-                self._metrics.links.failed("lost" if isinstance(event, Down) else "unavailable")
+            case Down() | Unavailable() if not self._displaced:
                 self._up.clear()
                 log.warning("broker lost", extra={"reason": event.reason})
                 self._trouble = f"no connection to the broker: {event.reason}"
-            case Refused():
-                self._metrics.links.failed("refused")
+            case Refused() if not self._displaced:
                 log.error("broker refused the node", extra={"code": event.code, "reason": event.reason})
                 self._trouble = f"the broker refuses this node: {event.reason} (0x{event.code:02X})"
             case Closed():
-                self._displaced = True
-                log.error("another node has this name", extra={"node": self._name, "reason": event.reason})
-                self._trouble = f"another node is named {self._name}"
+                self._displace()
 
     def _subscribed(self, event: Subscribed) -> None:
+        if self._displaced:
+            return
         if event.refused:
             self._trouble = f"subscription refused: {', '.join(event.refused)}"
             log.error("subscription refused", extra={"filters": event.refused})
         elif self._trouble is not None:
             self._trouble = None
-            log.info("gateway ready", extra={"node": self._name})
+            log.info("gateway ready", extra={"node": self._life.node})
             self._up.set()
 
     def _received(self, message: Message) -> None:
         serial = self._topics.presence_of(message.topic)
-        if serial is None:
+        if serial is not None:
+            self._presence(serial, message)
+        elif message.topic == self._topics.node_status(self._life.node):
+            status = _read(message.payload, NodeStatus)
+            if status is not None and status.online and status.started > self._life.started:
+                self._displace()
+        else:
             self._room_event(message)
-            return
-        presence = _presence(message.payload)
+
+    def _presence(self, serial: str, message: Message) -> None:
+        presence = _read(message.payload, Presence)
         asked = self._asked.get(message.topic)
         if asked is not None and not asked.done():
             asked.set_result(presence)
-        if self._census is not None and presence is not None and presence.node == self._name:
-            self._census.append(serial)
+        if self._orphans is None or presence is None:
+            return
+        self._orphans.pop(serial, None)
+        of_earlier_life = presence.node == self._life.node and presence.started != self._life.started
+        oldest = rfc3339(datetime.now(UTC) - timedelta(seconds=self._session_s))
+        if of_earlier_life and (presence.since or oldest) >= oldest:
+            self._orphans[serial] = presence
+
+    def _displace(self) -> None:
+        """Leave the name to a process that started later: two that fight for it would never end."""
+        if not self._displaced:
+            self._displaced = True
+            self._trouble = f"another node is named {self._life.node}, and started later"
+            log.error("displaced by another node of this name", extra={"node": self._life.node})
+            self._up.set()  # who waits to ask has nothing to ask any more
+
+    async def _may_reconnect(self) -> bool:
+        return not self._displaced
 
     def _room_event(self, message: Message) -> None:
         address = self._topics.parse(message.topic)
@@ -223,7 +258,7 @@ class Node:
             log.warning("unusable room event", extra={"topic": message.topic[:200], "problem": reason[:200]})
             return
         skipped = dict(message.user_properties).get(ORIGIN)
-        sockets = [s for s in self._rooms.members(address.room) if f"{self._name} {s.number}" != skipped]
+        sockets = [s for s in self._rooms.members(address.room) if f"{self._life.node} {s.number}" != skipped]
         if sockets:
             self._sockets.emit_to(sockets, address.event, args)
         self._metrics.rooms.emitted(address.event, len(sockets), monotonic() - self._link.read_at)
@@ -240,15 +275,18 @@ class Node:
 
     def _now(self) -> NodeStatus:
         sockets = len(self._sockets)
-        return NodeStatus(True, self._name, __version__, self._started, self._devices(), sockets)
+        return NodeStatus(True, self._life.node, __version__, self._life.started, self._devices(), sockets)
+
+    def _offline(self) -> NodeStatus:
+        return NodeStatus(False, self._life.node, __version__, self._life.started)
 
     def _message(self, status: NodeStatus) -> Message:
         body = msgspec.json.encode(status)
-        return Message(self._topics.node_status(self._name), body, qos=1, retain=True, content_type=JSON_TYPE)
+        return Message(self._topics.node_status(self._life.node), body, qos=1, retain=True, content_type=JSON_TYPE)
 
 
-def _presence(payload: bytes) -> Presence | None:
+def _read(payload: bytes, kind: type[S]) -> S | None:
     try:
-        return msgspec.json.decode(payload, type=Presence)
+        return msgspec.json.decode(payload, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

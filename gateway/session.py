@@ -10,35 +10,42 @@ import msgspec
 
 from gateway import facts as f
 from gateway.catalog import Args, Catalog
-from gateway.delivery import Deliveries, Limits
+from gateway.delivery import Deliveries
+from gateway.limits import Limits, Shared
 from gateway.mqtt import Message
-from gateway.topics import BINARY_TYPE, JSON_TYPE, BadName, Presence, Topics
+from gateway.topics import BINARY_TYPE, JSON_TYPE, BadName, Client, Life, Presence, Topics
 
 
 class DeviceSession:
     """One device: `handle` facts, carry out the effects, send `Ticked` at `deadline`.
 
     Args:
+        life: of the node.
+        shared: what it holds is counted here, too.
         nonce: makes the ids of this session's questions unlike those of any other.
     """
 
     __slots__ = (
-        "_catalog", "_deliveries", "_effects", "_limits", "_link_open", "_next_question", "_node", "_nonce",
-        "_presence", "_questions", "_serial", "_socket", "_topics",
+        "_catalog", "_confirmed", "_deliveries", "_effects", "_life", "_limits", "_link_open", "_next_question",
+        "_nonce", "_presence", "_presence_token", "_questions", "_serial", "_socket", "_topics",
     )  # fmt: skip
 
-    def __init__(self, serial: str, node: str, topics: Topics, catalog: Catalog, limits: Limits, nonce: str) -> None:
+    def __init__(
+        self, serial: str, life: Life, topics: Topics, catalog: Catalog, limits: Limits, shared: Shared, nonce: str
+    ) -> None:
         self._serial = serial
-        self._node = node
+        self._life = life
         self._topics = topics
         self._catalog = catalog
         self._limits = limits
         self._nonce = nonce
         self._effects: list[f.Effect] = []
-        self._deliveries = Deliveries(serial, node, limits, self._effects)
+        self._deliveries = Deliveries(serial, life.node, limits, shared, self._effects)
         self._socket: int | None = None
         self._link_open = False
         self._presence: Presence | None = None
+        self._confirmed: Presence | None = None  # the broker has it
+        self._presence_token = 0  # of the last that was published: 0 and below, where those of outcomes are above
         self._questions: OrderedDict[str, tuple[int, float]] = OrderedDict()  # id → ack id, deadline
         self._next_question = 0
 
@@ -49,8 +56,8 @@ class DeviceSession:
 
     @property
     def presence(self) -> Presence | None:
-        """What was last announced of the device."""
-        return self._presence
+        """The last word on the device that the broker has of us."""
+        return self._confirmed
 
     @property
     def open_commands(self) -> int:
@@ -81,7 +88,7 @@ class DeviceSession:
             case f.Settled():
                 self._deliveries.settled(fact.delivery, now)
             case f.Published():
-                self._deliveries.published(fact.token, fact.code, now)
+                self._published(fact, now)
             case f.Emitted() if fact.socket == self._socket:
                 self._device_event(fact, now)
             case f.Replied():
@@ -115,23 +122,22 @@ class DeviceSession:
             self._questions.clear()
             self._deliveries.detach(now)
         self._socket = fact.socket
-        self._announce(Presence(online=True, node=self._node, since=fact.at, client=fact.client))
+        self._announce(fact.at, client=fact.client)
         self._deliveries.attach(fact.socket, now, held=fact.held)
 
     def _adopt(self, at: str) -> None:
         if self._socket is None:
-            self._announce(Presence(online=False, node=self._node, since=at, reason="gateway-lost"))
+            self._announce(at, reason="gateway-lost")
 
     def _lose(self, fact: f.Lost, now: float) -> None:
         self._socket = None
         self._questions.clear()
         self._deliveries.detach(now)
-        self._announce(Presence(online=False, node=self._node, since=fact.at, reason=fact.reason))
+        self._announce(fact.at, reason=fact.reason)
 
     def _open_link(self, resumed: bool, now: float) -> None:
         self._link_open = True
-        if self._presence is not None:
-            self._announce(self._presence)  # meanwhile the Will may have said otherwise
+        self._publish_presence()  # meanwhile the Will may have said otherwise
         self._deliveries.link_opened(resumed, now)
 
     def _move(self, now: float) -> None:
@@ -149,14 +155,27 @@ class DeviceSession:
             self._effects.append(f.Ignore("unanswered_question"))
         self._deliveries.tick(now)
 
-    def _announce(self, presence: Presence) -> None:
+    def _published(self, fact: f.Published, now: float) -> None:
+        if fact.token > 0:
+            self._deliveries.published(fact.token, fact.code, now)
+        elif fact.token == self._presence_token:
+            self._confirmed = self._presence
+
+    def _announce(self, at: str, *, client: Client | None = None, reason: str | None = None) -> None:
+        """Say that the device is here since `at`, or gone for a reason."""
+        life = self._life
+        self._presence = Presence(client is not None, life.node, at, reason, client, life.started)
+        self._publish_presence()
+
+    def _publish_presence(self) -> None:
         """Publish presence; while the link is down only the last word is kept, to be said when it opens."""
-        self._presence = presence
-        if not self._link_open:
+        if not self._link_open or self._presence is None:
             return
+        self._presence_token -= 1
         topic = self._topics.presence(self._serial)
-        body = msgspec.json.encode(presence)
-        self._effects.append(f.Publish(Message(topic, body, qos=1, retain=True, content_type=JSON_TYPE)))
+        body = msgspec.json.encode(self._presence)
+        message = Message(topic, body, qos=1, retain=True, content_type=JSON_TYPE)
+        self._effects.append(f.Publish(message, self._presence_token))
 
     def _device_event(self, fact: f.Emitted, now: float) -> None:
         if fact.ack_id is not None and len(self._questions) >= self._limits.max_questions:

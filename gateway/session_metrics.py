@@ -45,9 +45,9 @@ class SessionMetrics:
         self._questions = families.questions[()]
         self._reply_duration = families.reply_duration[()]
         self.ignored: Counts = families.ignored
-        self._in_flight: set[int] = set()  # id() of the commands; they live as long as they are here
-        self._held: OrderedDict[int, float] = OrderedDict()  # id() → since when, oldest first
-        families.in_flight.read(lambda: len(self._in_flight))
+        self._held: OrderedDict[int, float] = OrderedDict()  # id() of a command, which lives → since when
+        self._in_flight = families.in_flight
+        self._bytes = families.bytes
         families.held.read(lambda: len(self._held))
         families.oldest.read(self._oldest_age_s)
         self._on_fact: Mapping[type, _OnFact] = {
@@ -72,12 +72,18 @@ class SessionMetrics:
         Returns what observes how long the gateway took, from reading what the step is about until its effects are
         carried out; None for a step whose time says nothing.
         """
+        handlers = self._on_effect
         for effect in effects:
-            on_effect = self._on_effect.get(type(effect))
-            if on_effect is not None:
-                on_effect(effect, now)
+            kind = type(effect)
+            if kind in handlers:
+                handlers[kind](effect, now)
         on_fact = self._on_fact.get(type(fact))
         return None if on_fact is None else on_fact(fact, effects)
+
+    def count_open(self, commands: Callable[[], int], size_bytes: Callable[[], int]) -> None:
+        """Ask these for the open commands of all devices, and for the bytes of their payloads."""
+        self._in_flight.read(lambda: commands() - len(self._held))
+        self._bytes.read(size_bytes)
 
     # facts
 
@@ -86,8 +92,10 @@ class SessionMetrics:
             self._redeliveries.n += 1
             return None
         self._events.get(fact.event.name, self._other).commands.n += 1
-        emitted = any(type(effect) is f.Emit and effect.command is fact for effect in effects)
-        return self._emit_overhead if emitted else None
+        for effect in effects:
+            if type(effect) is f.Emit and effect.command is fact:
+                return self._emit_overhead
+        return None
 
     def _acked(self, _: f.Acked, effects: list[f.Effect]) -> Histogram | None:
         return self._publish_overhead if effects and type(effects[0]) is f.Conclude else None
@@ -101,7 +109,7 @@ class SessionMetrics:
         return self._event_overhead
 
     def _published(self, fact: f.Published, effects: list[f.Effect]) -> None:
-        if fact.code >= _FAILED and not any(type(effect) is f.Publish for effect in effects):
+        if fact.code >= _FAILED and fact.token > 0 and not any(type(effect) is f.Publish for effect in effects):
             self._unpublished.n += 1
 
     # effects
@@ -109,15 +117,11 @@ class SessionMetrics:
     def _emit(self, effect: f.Emit, _: float) -> None:
         event = self._events.get(effect.command.event.name, self._other)
         (event.first if effect.attempt == 1 else event.repeat).n += 1
-        key = id(effect.command)
-        self._in_flight.add(key)
         if self._held:
-            self._held.pop(key, None)
+            self._held.pop(id(effect.command), None)
 
     def _hold(self, effect: f.Hold, now: float) -> None:
-        key = id(effect.command)
-        self._in_flight.discard(key)
-        self._held[key] = now
+        self._held[id(effect.command)] = now
 
     def _conclude(self, effect: f.Conclude, now: float) -> None:
         command, outcome = effect.command, effect.outcome
@@ -143,7 +147,6 @@ class SessionMetrics:
         return monotonic() - next(iter(self._held.values())) if self._held else 0.0
 
     def _end(self, command: f.Command) -> None:
-        self._in_flight.discard(id(command))
         if self._held:
             self._held.pop(id(command), None)
 
@@ -185,6 +188,7 @@ class _Families:
         self.late = counter("gateway_late_acks_total", "Acks that came after timeout.", event=events)
         self.in_flight = gauge("gateway_commands_in_flight", "Commands that wait for their ack.")
         self.held = gauge("gateway_commands_held", "Commands that wait to be emitted.")
+        self.bytes = gauge("gateway_open_command_bytes", "Payloads of commands in flight or held.")
         self.oldest = gauge("gateway_held_oldest_age_seconds", "How long the one that waits longest has waited.")
         self.received = counter("gateway_device_events_total", "Events that devices emitted.", event=events)
         self.questions = counter("gateway_questions_total", "Events that wait for a reply.")

@@ -16,6 +16,14 @@ MAX_NAME_BYTES: Final = 128  # of a room, event or id before encoding: keeps top
 JSON_TYPE: Final = "application/json"
 BINARY_TYPE: Final = "application/octet-stream"
 
+# What Socket.IO clients tell themselves, and what only the gateway says: from anybody else it would be believed.
+RESERVED: Final = frozenset(
+    {
+        *("connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"),
+        *("auth:ok", "auth:fail", "join_room:ok", "join_room:fail", "leave_room:ok", "leave_room:fail"),
+    }
+)
+
 _SERIAL = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PLAIN = re.compile(r"[A-Za-z0-9._:@=-]+")
 _NONCHARACTERS = "".join(f"{chr(p * 0x10000 + 0xFFFE)}{chr(p * 0x10000 + 0xFFFF)}" for p in range(17))
@@ -56,6 +64,13 @@ class Client(msgspec.Struct, frozen=True):
     address: str
 
 
+class Life(msgspec.Struct, frozen=True):
+    """One life of a node: its name, and when it started (RFC 3339)."""
+
+    node: str
+    started: str
+
+
 class Presence(msgspec.Struct, frozen=True):
     """Whether a device is connected; retained on its presence topic and carried by its link's Will."""
 
@@ -64,6 +79,17 @@ class Presence(msgspec.Struct, frozen=True):
     since: str | None = None  # RFC 3339, when it came or went; a Will cannot know
     reason: str | None = None
     client: Client | None = None
+    started: str = ""  # of the node, RFC 3339
+
+    def is_newer_than(self, ours: "Presence", life: Life) -> bool:
+        """Whether who said this has the device now, and not we, who last said `ours` in this life.
+
+        Of two lives of one node the later has it; of two nodes who spoke last: a broker that comes back with an older
+        save may name an owner of the past.
+        """
+        if self.node == life.node:
+            return self.started > life.started
+        return not (ours.since and self.since and self.since < ours.since)
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -124,13 +150,18 @@ def encode_level(name: str) -> str:
 def decode_level(level: str) -> str:
     """Return the name that a topic level stands for; the inverse of `encode_level`.
 
+    A name is written in one way only: a broker that refuses `commands/remote_cmd` to somebody knows no other spelling.
+
     Raises:
-        BadName: it is empty, too long, or its percent-encoding is not UTF-8.
+        BadName: it is empty, too long, its percent-encoding is not UTF-8, or it is not what `encode_level` writes.
     """
     try:
-        return _checked(unquote(level, errors="strict"))
+        name = _checked(unquote(level, errors="strict"))
     except UnicodeDecodeError:
         raise BadName("percent-encoding is not UTF-8") from None
+    if (written := encode_level(name)) != level:
+        raise BadName(f"must be written {written}")
+    return name
 
 
 def _checked(name: str) -> str:
@@ -237,6 +268,8 @@ def _parse_device(levels: list[str]) -> CommandTopic | ReplyTopic | BadName:
 
 def _parse_room(levels: list[str]) -> RoomTopic | BadName:
     match levels:
+        case [room, "events", event] if event in RESERVED:
+            return BadName(f"{event} is a reserved name")
         case [room, "events", event]:
             return RoomTopic(decode_level(room), decode_level(event))
     return BadName("expected rooms/{room}/events/{event}")

@@ -8,13 +8,14 @@ import pytest
 
 from gateway import facts as f
 from gateway.catalog import Args, Catalog, Event
-from gateway.delivery import Limits
+from gateway.limits import Limits, Shared
 from gateway.outcomes import REMEMBERED
 from gateway.session import DeviceSession, encode_args
-from gateway.topics import Client, Topics
+from gateway.topics import Client, Life, Topics
 
 CATALOG = Catalog()
 CLIENT = Client(4, "websocket", "127.0.0.1")
+COUNTED = (f.Hold, f.Conclude, f.HandOver)
 OK: Args = ({"ack": True},)
 AT = "2026-01-01T00:00:00.000+00:00"
 
@@ -23,18 +24,22 @@ class World:
     """A session with a clock, and what it wanted done."""
 
     def __init__(self, catalog: Catalog = CATALOG, **limits: Any) -> None:
-        self.session = DeviceSession("AC1", "gw-1", Topics("gw/v1"), catalog, Limits(**limits), "n")
+        self.shared = Shared(1000, 10_000)
+        life = Life("gw-1", "2026-01-01")
+        self.session = DeviceSession("AC1", life, Topics("gw/v1"), catalog, Limits(**limits), self.shared, "n")
         self.now = 1000.0
         self.reads_pubacks = True  # the broker, at once, where that is to be confirmed
         self.effects: list[f.Effect] = []
+        self.notes: list[f.Effect] = []  # what is only counted
         self.ids = 0
 
     def tell(self, *facts: f.Fact) -> list[f.Effect]:
-        self.effects = []
+        self.effects, self.notes = [], []
         told = deque(facts)
         while told:
             effects = self.session.handle(told.popleft(), self.now)
-            self.effects += effects
+            self.effects += [e for e in effects if not isinstance(e, COUNTED)]
+            self.notes += [e for e in effects if isinstance(e, COUNTED)]
             if self.reads_pubacks:
                 told.extendleft(f.Settled(e.delivery) for e in effects if isinstance(e, f.Puback) and e.confirm)
         return self.effects
@@ -536,6 +541,7 @@ def test_presence_follows_the_socket(world: World) -> None:
         "since": AT,
         "reason": None,
         "client": {"engine": 4, "transport": "websocket", "address": "127.0.0.1"},
+        "started": "2026-01-01",
     }
     (gone,) = presence(world.lose(reason="ping-timeout"))
     assert (gone["online"], gone["reason"]) == (False, "ping-timeout")

@@ -10,9 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from gateway import facts as f
 from gateway.catalog import Catalog
-from gateway.delivery import Limits
+from gateway.limits import Limits, Shared
 from gateway.session import DeviceSession
-from gateway.topics import Client, Topics
+from gateway.topics import Client, Life, Topics
 
 CATALOG = Catalog()
 LIMITS = Limits(max_attempts=3, max_commands=6, max_questions=2, reply_timeout_s=30.0)
@@ -25,7 +25,8 @@ class SessionMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.session = DeviceSession("AC1", "gw-1", Topics("gw/v1"), CATALOG, LIMITS, "n")
+        self.shared = Shared(10_000, 10_000)
+        self.session = DeviceSession("AC1", Life("gw-1", ""), Topics("gw/v1"), CATALOG, LIMITS, self.shared, "n")
         self.now = 0.0
         self.sockets = 0
         self.socket: int | None = None
@@ -110,7 +111,7 @@ class SessionMachine(RuleBasedStateMachine):
         command = self.commands[f"c{delivery}"]
         if command.event.at_most_once and not self.finals[command.id]:
             assert self.link_open, "emitted while no PUBACK can leave"
-            assert delivery == min(self.broker_has), "emitted while its PUBACK waits for an earlier one"
+            assert delivery == min(self.broker_has - self.unread), "emitted while its PUBACK waits for an earlier one"
         else:
             assert command.id in self.confirmed, "settled before the broker had its outcome"
         if confirm:
@@ -188,7 +189,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(data=st.data(), refused=st.sampled_from([False] * 9 + [True]))
     def published(self, data: st.DataObject, refused: bool) -> None:
         token = data.draw(st.sampled_from(sorted(self.waiting)))
-        if refused and self.outcome_of[token] not in self.refused:
+        if refused and self.outcome_of.get(token, "") not in {"", *self.refused}:
             self.refused.add(self.outcome_of[token])
             del self.waiting[token]
             self.tell(f.Published(token, 0x97))
@@ -254,6 +255,7 @@ class SessionMachine(RuleBasedStateMachine):
         if not self.moved:
             assert self.session.open_commands == len(self.commands) - sum(self.finals.values())
         assert self.session.open_commands <= LIMITS.max_commands
+        assert self.shared.commands.used == self.session.open_commands
 
     @invariant()
     def commands_are_emitted_in_the_order_of_receipt(self) -> None:

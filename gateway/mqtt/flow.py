@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import mqtt5
 
+from gateway.limits import Budget
 from gateway.mqtt import Dropped, Event, Message, Options, Published, Received, Settled
 from gateway.mqtt.wire import (
     LAST_PUBLISH_ID,
@@ -189,14 +190,16 @@ class Outbox:
         "_last_id",
         "_max_packet_bytes",
         "_options",
+        "_shared",
         "_waiting",
         "_waiting_bytes",
         "_window",
     )
 
-    def __init__(self, options: Options, events: list[Event]) -> None:
+    def __init__(self, options: Options, events: list[Event], shared: Budget | None) -> None:
         self._options = options
         self._events = events
+        self._shared = shared  # bytes that wait in all outboxes of the node
         self._in_flight: dict[int, _Outgoing] | None = None  # by packet id, in the order sent
         self._waiting: deque[_Outgoing] | None = None
         self._waiting_bytes = 0
@@ -210,7 +213,7 @@ class Outbox:
         self._window = min(connack.receive_max, self._options.receive_maximum, LAST_PUBLISH_ID)
         if self._in_flight:
             self._waiting = deque([*self._in_flight.values(), *(self._waiting or ())])
-            self._waiting_bytes = sum(o.message.size_bytes for o in self._waiting)
+            self._hold(sum(o.message.size_bytes for o in self._waiting) - self._waiting_bytes)
             self._in_flight = None
         if not connack.session_present:
             for outgoing in self._waiting or ():
@@ -228,7 +231,7 @@ class Outbox:
         if self._waiting is None:
             self._waiting = deque()
         self._waiting.append(_Outgoing(message, token, droppable))
-        self._waiting_bytes += message.size_bytes
+        self._hold(message.size_bytes)
 
     def trim(self) -> None:
         """Over the bounds, drop the oldest that may be dropped."""
@@ -236,8 +239,22 @@ class Outbox:
             self._remove(victim)
             self._events.append(Dropped(victim.token))
 
+    def leftover(self) -> list[Message]:
+        """Give up all publishes; return those that might have been dropped, oldest first."""
+        left = [*(self._in_flight or {}).values(), *(self._waiting or ())]
+        self._hold(-self._waiting_bytes)
+        self._in_flight = self._waiting = None
+        return [outgoing.message for outgoing in left if outgoing.droppable]
+
+    def _hold(self, size_bytes: int) -> None:
+        self._waiting_bytes += size_bytes
+        if self._shared is not None:
+            self._shared.used += size_bytes
+
     def _is_over(self) -> bool:
         options = self._options
+        if self._shared is not None and self._shared.is_over:
+            return True
         return len(self._waiting or ()) > options.max_waiting or self._waiting_bytes > options.max_waiting_bytes
 
     def _oldest_droppable(self) -> _Outgoing | None:
@@ -247,17 +264,12 @@ class Outbox:
     def _remove(self, outgoing: _Outgoing) -> None:
         if self._waiting is not None:
             self._waiting.remove(outgoing)
-            self._waiting_bytes -= outgoing.message.size_bytes
+            self._hold(-outgoing.message.size_bytes)
 
     @property
     def backlog(self) -> int:
         """How many publishes wait to be written."""
         return len(self._waiting or ())
-
-    @property
-    def unfinished(self) -> int:
-        """How many publishes wait or have no PUBACK yet."""
-        return len(self._waiting or ()) + len(self._in_flight or ())
 
     @property
     def is_empty(self) -> bool:
@@ -269,7 +281,7 @@ class Outbox:
         waiting, last_id = self._waiting, 0
         while waiting and not (waiting[0].message.qos and len(self._in_flight or ()) >= self._window):
             outgoing = waiting.popleft()
-            self._waiting_bytes -= outgoing.message.size_bytes
+            self._hold(-outgoing.message.size_bytes)
             if packet := self._write(outgoing):
                 out.append(packet)
                 outgoing.sent_at = now

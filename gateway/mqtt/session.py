@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import mqtt5
 
+from gateway.limits import Budget
 from gateway.mqtt import (
     Closed,
     Credentials,
@@ -58,7 +59,11 @@ _FILTERS_PER_SUBSCRIBE = 256  # brokers bound the size of a packet
 
 
 class MqttSession:
-    """One client session. Containers exist only while they hold something: most sessions are idle."""
+    """One client session. Containers exist only while they hold something: most sessions are idle.
+
+    Args:
+        waiting_bytes: what waits in the sessions of all devices, to be kept within its limit.
+    """
 
     __slots__ = (
         "_acks",
@@ -79,11 +84,11 @@ class MqttSession:
         "_unwanted",
     )
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, waiting_bytes: Budget | None = None) -> None:
         self._options = options
         self._events: list[Event] = []
         self._inbox = Inbox(options.receive_maximum, self._events)
-        self._outbox = Outbox(options, self._events)
+        self._outbox = Outbox(options, self._events, waiting_bytes)
         # of the connection
         self._connected = False
         self._keep_alive_s = options.keep_alive_s
@@ -204,10 +209,9 @@ class MqttSession:
         """How many publishes wait to be written, because the broker is away or does not keep up."""
         return self._outbox.backlog
 
-    @property
-    def unfinished(self) -> int:
-        """How many publishes wait or have no PUBACK yet."""
-        return self._outbox.unfinished
+    def leftover(self) -> list[Message]:
+        """Give up all publishes; return those that might have been dropped, oldest first."""
+        return self._outbox.leftover()
 
     @property
     def all_published(self) -> bool:

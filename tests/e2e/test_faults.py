@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
+import mqtt5
 import pytest
 
 from gateway.brokers import LocalBroker
 from tests.e2e.conftest import EMBEDDED_CANNOT
+from tests.e2e.cutter import Cutter
 from tests.e2e.world import PATH, Device, Node, Service, device, gateway, service
 
 
@@ -108,6 +110,55 @@ async def test_a_node_adopts_the_devices_of_its_earlier_life(broker: LocalBroker
             assert (await api.json("devices/AC1/acks/bind_class/b"))["status"] == "acked"
 
 
+@pytest.mark.mosquitto_only(EMBEDDED_CANNOT)
+async def test_a_node_adopts_only_what_was_its_own_and_is_not_over(broker: LocalBroker, api: Service) -> None:
+    for serial, owner, since in (
+        ("OLD", "gw-1", "2020-01-01T00:00:00.000+00:00"),
+        ("OTHER", "gw-2", "2999-01-01T00:00:00.000+00:00"),
+        ("MINE", "gw-1", "2999-01-01T00:00:00.000+00:00"),
+        ("WILL", "gw-1", None),
+    ):
+        gone = {"online": False, "node": owner, "since": since, "reason": "client"}
+        await api.send(f"devices/{serial}/presence", gone, retain=True)
+    async with gateway(broker.url, "--node", "gw-1") as node:
+        await node.logged("adopting devices of an earlier life", count=2)
+        while (presence := await api.json("devices/WILL/presence"))["since"] is None:
+            pass
+        assert presence["reason"] == "gateway-lost", "since when is known from now on"
+        assert await node.metric("gateway_devices", presence="away") == 2
+
+
+@pytest.mark.mosquitto_only("it is told to the node by what stands between, which knows mosquitto's port")
+@pytest.mark.parametrize("code", ["QUOTA_EXCEEDED", "SERVER_BUSY", "SERVER_UNAVAILABLE", "NOT_AUTHORIZED"])
+async def test_a_broker_that_refuses(broker: LocalBroker, api: Service, code: str) -> None:
+    """Readiness says why; devices stay, and one that authenticates meanwhile waits instead of being told to fail."""
+    refused = "broker refused the node"
+    environ = {"GATEWAY_MQTT_RECONNECT_MIN_S": "0.01", "GATEWAY_MQTT_RECONNECT_MAX_S": "0.1"}
+    async with Cutter(int(broker.url.rpartition(":")[2])) as cutter:  # noqa: SIM117 - the others need its URL
+        async with gateway(cutter.url, environ=environ, errors=[refused]) as node, device(node, "AC1") as plate:
+            reason = getattr(mqtt5.ConnAckReasonCode, code)
+            cutter.refuse_with = reason
+            await cutter.cut()
+            line = await node.logged(refused)
+            assert line["code"] == reason.value
+            async with aiohttp.ClientSession() as http, http.get(f"{node.admin}/readyz") as answer:
+                assert answer.status == 503
+                assert f"0x{reason.value:02X}" in await answer.text()
+            late = Device("AC2")
+            await late.connect(node.devices)
+            waiting = asyncio.create_task(late.authenticate())
+            before = cutter.refusals
+            while cutter.refusals < before + 10:
+                assert await plate.client.call("", timeout=20)
+            assert not waiting.done()
+            cutter.refuse_with = None
+            assert await waiting == "auth:ok"
+            await api.send("devices/AC1/commands/media_stop", {"stop": True})
+            await plate.expect("media_stop")
+            assert (await api.outcome("devices/AC1/acks/media_stop"))["status"] == "acked"
+            await late.disconnect()
+
+
 @asynccontextmanager
 async def draining(node: Node, api: Service) -> AsyncIterator[asyncio.Event]:
     """A node that was told to stop while a device has a command, which it acks when the event is set."""
@@ -121,7 +172,7 @@ async def draining(node: Node, api: Service) -> AsyncIterator[asyncio.Event]:
         plate.client.on("*", slow)
         await api.send("devices/AC1/commands/media_stop", {"stop": True})
         async with asyncio.timeout(20):
-            while not (await metrics(node))['gateway_commands_total{event="media_stop"}']:
+            while not await node.metric("gateway_commands_total", event="media_stop"):
                 pass
         node.process.terminate()
         async with asyncio.timeout(20):
@@ -142,13 +193,6 @@ async def test_what_is_under_way_is_finished_before_a_node_stops(node: Node, api
         assert (await api.outcome("devices/AC1/acks/media_stop"))["status"] == "acked"
         assert await asyncio.wait_for(node.process.wait(), 20) == 0
         assert (await api.presence("AC1", online=False))["reason"] == "shutdown"
-
-
-async def metrics(node: Node) -> dict[str, float]:
-    """Every metric of a node by its name and labels."""
-    async with aiohttp.ClientSession() as http, http.get(f"{node.admin}/metrics") as response:
-        lines = [line for line in (await response.text()).splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
 async def listens(node: Node) -> bool:
@@ -202,7 +246,7 @@ async def test_a_device_that_floods_is_not_read_until_the_broker_has_caught_up(
             await plate.client.emit("reading", number)
         read = [await api.json("devices/AC1/events/reading") for _ in range(3000)]
         assert read == list(range(3000))
-        assert (await metrics(node))["gateway_dropped_events_total"] == 0
+        assert await node.metric("gateway_dropped_events_total") == 0
         assert not plate.gone.is_set()
 
 
@@ -248,55 +292,3 @@ async def test_connections_that_break_in_the_middle_of_a_packet(broker: LocalBro
                 got.append((await plate.expect("bind_class"))[0]["id"])
             assert list(dict.fromkeys(got)) == list(range(60))
             assert not plate.gone.is_set()
-
-
-class Cutter:
-    """A TCP proxy to the broker that cuts each of its connections once so many bytes have come from the broker."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.url = ""
-        self.cut_after_bytes: int | None = None
-        self.cuts = 0
-
-    async def __aenter__(self) -> "Cutter":
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"mqtt://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pipe(reader, up_writer, counted=False))
-                group.create_task(self._pipe(up_reader, writer, counted=True))
-        except* (ConnectionError, EOFError):
-            pass
-        finally:
-            self._tasks.discard(task)
-            for one in (writer, up_writer):
-                one.transport.abort()
-
-    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counted: bool) -> None:
-        while data := await reader.read(4096):
-            if counted and self.cut_after_bytes is not None:
-                allowed, self.cut_after_bytes = self.cut_after_bytes, self.cut_after_bytes - len(data)
-                if self.cut_after_bytes <= 0:
-                    self.cut_after_bytes = None
-                    self.cuts += 1
-                    writer.write(data[:allowed])
-                    await writer.drain()
-                    raise ConnectionResetError
-            writer.write(data)
-            await writer.drain()
-        raise EOFError

@@ -5,12 +5,13 @@ import base64
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
 
 from gateway.brokers import LocalBroker
 from tests.clients.install import HERE, installed, program
+from tests.e2e.cutter import Cutter
 from tests.e2e.test_auth import registry
-from tests.e2e.test_faults import metrics
 from tests.e2e.world import WAIT_S, Device, Node, Service, device, gateway, service
 
 __all__ = ["registry"]
@@ -127,7 +128,7 @@ async def test_an_authentication_that_is_abandoned_leaves_nothing(broker: LocalB
             await plate.client.call("ask", {}, timeout=int(WAIT_S))
             await plate.disconnect()
         async with asyncio.timeout(WAIT_S):
-            while (seen := await metrics(node))["gateway_devices"] or seen["gateway_sockets"]:
+            while await node.metric("gateway_devices") or await node.metric("gateway_sockets"):
                 pass
         await broker.start()
 
@@ -166,9 +167,104 @@ async def test_a_node_that_stops_answers_for_what_it_had(broker: LocalBroker, ap
             await api.send(f"devices/AC1/commands/media_stop/{number}", {"stop": True}, qos=0)
         await api.send("devices/AC1/commands/text_stop/last", {"stop": True}, qos=1)
         async with asyncio.timeout(WAIT_S):
-            while not (await metrics(node))['gateway_commands_total{event="text_stop"}']:
+            while not await node.metric("gateway_commands_total", event="text_stop"):
                 pass
         assert await node.end() == 0
         statuses = {(await api.outcome(f"devices/AC1/acks/media_stop/{n}"))["status"] for n in range(commands)}
         assert statuses == {"lost"}
         assert (await api.presence("AC1", online=False))["reason"] == "shutdown"
+
+
+async def test_of_two_processes_with_one_name_the_later_has_it(broker: LocalBroker, api: Service) -> None:
+    """mosquitto 2.0.11 lets them take the node's session from each other for ever."""
+    displaced = "displaced by another node of this name"
+    async with gateway(broker.url, "--node", "gw-1", errors=[displaced]) as one, device(one, "AC1") as plate:
+        await api.presence("AC1", online=True)
+        async with gateway(broker.url, "--node", "gw-1") as two:
+            await one.logged(displaced)
+            async with aiohttp.ClientSession() as http, http.get(f"{one.admin}/readyz") as answer:
+                assert answer.status == 503
+                assert "started later" in await answer.text()
+            await asyncio.wait_for(plate.gone.wait(), WAIT_S)
+            async with device(two, "AC1") as again:
+                await api.send("devices/AC1/commands/media_stop", {"stop": True})
+                await again.expect("media_stop")
+                assert (await api.outcome("devices/AC1/acks/media_stop"))["status"] == "acked"
+            refused = Device("AC2")
+            await refused.connect(one.devices)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(refused.authenticate(), 0.5)
+            await asyncio.wait_for(refused.gone.wait(), WAIT_S)
+
+
+async def test_a_device_that_comes_back_at_once_is_not_given_what_it_had_elsewhere(registry: LocalBroker) -> None:
+    """The broker decides who gets in, so that the way back is faster than the question who has the device."""
+    own, service_url = (registry.url.replace("mqtt://", f"mqtt://{user}@") for user in ("gateway:g", "service:s"))
+    async with (
+        service(service_url, username="service", password="s") as api,
+        gateway(own, "--auth", "broker", "--node", "gw-1") as one,
+        gateway(own, "--auth", "broker", "--node", "gw-2") as two,
+        device(one, "AC1", key="right") as old,
+    ):
+        reached = asyncio.Event()
+
+        async def silent(event: str, *_: object) -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        old.client.on("*", silent)
+        await api.send("devices/AC1/commands/bind_class/job", {"id": 1})
+        await asyncio.wait_for(reached.wait(), WAIT_S)
+        async with device(two, "AC1", key="right") as new:
+            assert await new.expect("bind_class") == ({"id": 1},)
+            assert (await api.outcome("devices/AC1/acks/bind_class/job"))["node"] == "gw-2"
+        while True:  # the first time it is sent away
+            back = Device("AC1")
+            await back.connect(one.devices)
+            answer = asyncio.create_task(back.authenticate("right"))
+            gone = asyncio.create_task(back.gone.wait())
+            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED, timeout=WAIT_S)
+            if answer.done():
+                break
+            answer.cancel()
+        assert answer.result() == "auth:ok"
+        await api.send("devices/AC1/commands/media_stop/mark", {"stop": True})
+        assert (await back.next())[0] == "media_stop"
+        assert (await api.outcome("devices/AC1/acks/media_stop/mark"))["node"] == "gw-1"
+        gone.cancel()
+        await back.disconnect()
+
+
+async def test_events_that_wait_at_the_old_owner_are_not_lost(broker: LocalBroker, api: Service) -> None:
+    async with Cutter(int(broker.url.rpartition(":")[2])) as cutter:  # noqa: SIM117 - the others need its URL
+        async with gateway(cutter.url, "--node", "gw-1") as one, gateway(broker.url, "--node", "gw-2") as two:
+            async with device(one, "AC1") as old:
+                await api.presence("AC1", online=True)
+                await cutter.down()
+                await one.logged("broker lost")
+                await old.client.emit("reading", 1)
+                assert await old.client.call("", timeout=20), "what came before has been taken"
+                async with device(two, "AC1"):
+                    await api.presence("AC1", online=True)
+                    await cutter.up()
+                    assert await api.json("devices/AC1/events/reading") == 1
+                    await asyncio.wait_for(old.gone.wait(), WAIT_S)
+
+
+async def test_a_node_takes_so_many_devices(broker: LocalBroker) -> None:
+    async with gateway(broker.url, environ={"GATEWAY_DEVICES_MAX_DEVICES": "1"}) as node, device(node, "AC1") as plate:
+        late = Device("AC2")
+        await late.connect(node.devices)
+        signature = base64.b64encode(b"AC2:key").decode()
+        await late.client.emit("authentication", {"signature": signature})
+        await asyncio.wait_for(late.gone.wait(), WAIT_S)
+        await node.logged("no place for a device", serial="AC2")
+        assert await node.metric("gateway_closes_total", reason="overloaded") == 1
+        async with aiohttp.ClientSession() as http, http.get(f"{node.admin}/readyz") as answer:
+            assert answer.status == 503
+            assert "devices.max_devices" in await answer.text()
+        again = Device("AC1")
+        await again.connect(node.devices)
+        assert await again.authenticate() == "auth:ok", "it has its place"
+        await asyncio.wait_for(plate.gone.wait(), WAIT_S)
+        await again.disconnect()
