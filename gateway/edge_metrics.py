@@ -16,6 +16,7 @@ PUBLISH_S: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30,
 )  # fmt: skip
 SOCKETS: Final = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+RELAYED: Final = ("poll", "websocket", "failed", "gone", "full")
 LEVELS: Final = ("debug", "info", "warning", "error")
 _CODES: Final = {  # reason codes of a PUBACK (MQTT 5, 3.4.2.1), and of what is not even sent
     0x00: "success",
@@ -49,6 +50,7 @@ class SocketMetrics:
         )
         self.takeovers = make.counter("gateway_takeovers_total", "Devices that went to another node.")[()]
         self.flaps = make.counter("gateway_flaps_total", "Of these, devices that go back and forth.")[()]
+        self._relayed = make.counter("gateway_relayed_total", "Requests of sessions of other nodes.", what=RELAYED)
         self.pauses = make.counter("gateway_device_pauses_total", "How often a device was not read for a while.")[()]
 
     def connected(self, generation: int, transport: str) -> Count:
@@ -68,6 +70,10 @@ class SocketMetrics:
         """A socket is gone."""
         counted.n -= 1
         self._closes[role, str(reason)].n += 1
+
+    def relayed(self, what: str) -> None:
+        """What became of a request of another node's session."""
+        self._relayed[what].n += 1
 
     def authenticated(self, outcome: str, took_s: float | None = None) -> None:
         """What became of an authentication, and how long it took unless it was malformed."""
