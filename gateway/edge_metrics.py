@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any, Final
 
+from gateway.admission import Refusal
 from gateway.engine.effects import CloseReason, Transport
 from gateway.instruments import Count, Instruments
 from gateway.mqtt import Down, Dropped, LinkEvent, Opened, Published, Refused, Unavailable
@@ -47,6 +48,9 @@ class SocketMetrics:
         )
         self._authentication_duration = make.histogram(
             "gateway_authentication_duration_seconds", "From authentication to its answer.", WAIT_S, outcome=VERDICTS
+        )
+        self.refusals = make.counter(
+            "gateway_refusals_total", "What peers were refused, or slowed down in.", reason=map(str, Refusal)
         )
         self.takeovers = make.counter("gateway_takeovers_total", "Devices that went to another node.")[()]
         self.flaps = make.counter("gateway_flaps_total", "Of these, devices that go back and forth.")[()]
