@@ -207,6 +207,7 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True):
 
     level: Annotated[Literal["debug", "info", "warning", "error"], _about("The least to log")] = "info"
     format: Annotated[Literal["human", "json"], _about("For people or for machines")] = "human"
+    lines_per_s: Annotated[Count, _about("Lines of one message, on average over ten seconds; more are counted")] = 50
 
 
 def _node_of_host() -> str:
