@@ -20,8 +20,9 @@ import uvloop
 
 from gateway.brokers import BrokerUnavailable
 from tests.bench import contenders, parts, plots, profile, publish, report
+from tests.bench.contenders import Contender
 from tests.bench.plan import PARTS, QUICK, Plan, fitting
-from tests.bench.results import OURS, Round, Run
+from tests.bench.results import OURS, Round, Run, Who
 from tests.bench.workloads import Stuck
 
 KEY_FIGURES: Final = (
@@ -75,9 +76,14 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | N
 @click.option(
     "--out", type=click.Path(path_type=Path), default="bench-results", show_default=True, help="Where to save."
 )
+@click.option(
+    "--baseline",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Another checkout, to compare with.",
+)
 @click.option("--profile", is_flag=True, help="Sample the gateway with py-spy; its figures then say nothing.")
 @click.option("--publish", is_flag=True, help="Put the table and the picture into README.md.")
-def main(out: Path, *, quick: bool, publish: bool, **options: Any) -> None:
+def main(out: Path, *, quick: bool, publish: bool, baseline: Path | None, **options: Any) -> None:
     """Measure the gateway against what anyone would pick instead, all on this machine.
 
     Each round starts a fresh broker and a fresh process of each contender in turn. CPU is that of the process, from
@@ -87,8 +93,11 @@ def main(out: Path, *, quick: bool, publish: bool, **options: Any) -> None:
         options |= {"rounds": rounds, "idle_rounds": rounds, "scale_rounds": rounds}
     given = {name: value for name, value in options.items() if value is not None}
     plan, note = fitting((QUICK if quick else Plan())._replace(**given))
+    everyone = [contenders.CONTENDERS[name] for name in plan.contenders]
+    if baseline is not None:
+        everyone.append(contenders.baseline(baseline))
     try:
-        run = uvloop.run(_run(plan, [note] if note else [], out))
+        run = uvloop.run(_run(plan, everyone, [note] if note else [], out))
     except (BrokerUnavailable, contenders.Unusable) as problem:
         raise click.ClickException(str(problem)) from None
     _save(run, out, to_readme=publish)
@@ -96,7 +105,7 @@ def main(out: Path, *, quick: bool, publish: bool, **options: Any) -> None:
         sys.exit(1)
 
 
-async def _run(plan: Plan, notes: list[str], out: Path) -> Run:
+async def _run(plan: Plan, everyone: list[Contender], notes: list[str], out: Path) -> Run:
     if "node" in plan.contenders:
         contenders.install()
     out.mkdir(parents=True, exist_ok=True)
@@ -108,16 +117,17 @@ async def _run(plan: Plan, notes: list[str], out: Path) -> Run:
     begun = time.monotonic()
     for group, number in _schedule(plan, lambda: time.monotonic() - begun):
         _say(f"round {number} of {plan.groups[group]}: {', '.join(_parts_of(group, plan))}")
-        turn = number % len(plan.contenders)  # who comes first comes last in the next round
-        for name in (*plan.contenders[turn:], *plan.contenders[:turn]):
-            found = await _round(group, number, name, plan, out)
+        turn = number % len(everyone)  # who comes first comes last in the next round
+        for who in (*everyone[turn:], *everyone[:turn]):
+            found = await _round(group, number, who, plan, out)
             rounds.append(found)
     done = {group: max((r.number for r in rounds if r.group == group), default=0) for group in plan.groups}
     cut = [f"{group} {done[group]} of {planned}" for group, planned in plan.groups.items() if done[group] < planned]
     if cut:
         notes = [*notes, f"No time for all rounds: {', '.join(cut)} (--minutes {plan.minutes:g})."]
     sizes = {name: value for name, value in plan._asdict().items() if isinstance(value, int | float)}
-    return Run(_about(plan, rounds), sizes | {"scale": list(plan.scale)}, rounds, notes)
+    present = {who.name: Who(who.title, who.keeps) for who in everyone}
+    return Run(_about(plan, rounds), sizes | {"scale": list(plan.scale)}, present, rounds, notes)
 
 
 def _schedule(plan: Plan, passed_s: Callable[[], float]) -> Iterator[tuple[str, int]]:
@@ -131,25 +141,25 @@ def _schedule(plan: Plan, passed_s: Callable[[], float]) -> Iterator[tuple[str, 
                 took[group] = max(took.get(group, 0.0), passed_s() - begun)
 
 
-async def _round(group: str, number: int, name: str, plan: Plan, out: Path) -> Round:
+async def _round(group: str, number: int, who: Contender, plan: Plan, out: Path) -> Round:
     begun = time.monotonic()
 
     @asynccontextmanager
     async def sampled(part: str, pid: int) -> AsyncIterator[None]:
-        if plan.profile and name == OURS:
+        if plan.profile and who.name == OURS:
             async with profile.sampled(pid, out / f"profile-{part}.txt"):
                 yield
         else:
             yield
 
     try:
-        found = Round(name, group, number, await parts.run(group, contenders.CONTENDERS[name], plan, sampled))
+        found = Round(who.name, group, number, await parts.run(group, who, plan, sampled))
     except (contenders.Unusable, Stuck, TimeoutError, asyncio.CancelledError, OSError, ExceptionGroup) as problem:
         if isinstance(problem, asyncio.CancelledError) and (task := asyncio.current_task()) and task.cancelling():
             raise
-        found = Round(name, group, number, failed=str(problem) or type(problem).__name__)
+        found = Round(who.name, group, number, failed=str(problem) or type(problem).__name__)
     figures = "  ".join(f"{key} {found.figures[key]:,.4g}" for key in KEY_FIGURES if key in found.figures)
-    _say(f"  {name:8} {time.monotonic() - begun:5.1f} s  {found.failed or figures}")
+    _say(f"  {who.name:8} {time.monotonic() - begun:5.1f} s  {found.failed or figures}")
     return found
 
 

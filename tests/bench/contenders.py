@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+from tests.bench.results import BASELINE
+
 HERE: Final = Path(__file__).parent
 PEERS: Final = HERE / "peers"
 START_S: Final = 30.0
@@ -30,7 +32,7 @@ class Timers(NamedTuple):
 class Contender(NamedTuple):
     """One way to do the job; `command` says how to start it, None that there is nothing to start.
 
-    `keeps` is what it does for a command, for comparison.
+    `keeps` is what it does for a command, for comparison; `folder` is where it starts.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Contender(NamedTuple):
     keeps: str
     command: Callable[[int, str, Timers], tuple[str, ...]] | None
     environ: Callable[[Timers], dict[str, str]] = lambda _: {}
+    folder: Path | None = None
 
 
 class Unusable(Exception):
@@ -99,6 +102,12 @@ CONTENDERS: Final = {
 }
 
 
+def baseline(checkout: Path) -> Contender:
+    """The gateway of another checkout, with the Python and the packages of this one: what did a change bring?"""
+    ours = CONTENDERS["gateway"]
+    return ours._replace(name=BASELINE, title=f"the gateway of {checkout.name}", folder=checkout.resolve())
+
+
 def install() -> None:
     """Install the peers of Node from npm, unless they are there. Raises Unusable."""
     if shutil.which("node") is None or shutil.which("npm") is None:
@@ -133,6 +142,7 @@ async def running(contender: Contender, mqtt: str, timers: Timers, log: Path) ->
             stdout=output,
             stderr=output,
             env={**os.environ, **contender.environ(timers)},
+            cwd=contender.folder,
         )
     try:
         await _listens(process, port, log)

@@ -14,7 +14,7 @@ CONCURRENCY: Final = 50  # devices that connect at a time
 ROOM: Final = "bp_student_1"
 # What a school's server says of a class: 200 bytes, an event of the catalogue, emitted at once.
 COMMAND: Final = "bind_class"
-PAYLOAD: Final = b'{"id":1,"name":"Class 1","note":"%s"}' % (b"x" * 163)
+PAYLOAD: Final = b'{"id":1,"name":"Class 1","note":"%s"}' % (b"x" * 165)
 EVENTS_FILTER: Final = f"{PREFIX}/devices/+/events/+"
 
 

@@ -3,13 +3,18 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tests.bench.contenders import CONTENDERS
 from tests.bench.results import FIGURES, Run, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS: Final = {"gateway": "#0072b2", "node": "#e69f00", "naive": "#999999", "mqtt": "#56b4e9"}  # Okabe and Ito
+COLOURS: Final = {
+    "gateway": "#0072b2",
+    "node": "#e69f00",
+    "naive": "#999999",
+    "mqtt": "#56b4e9",
+    "baseline": "#cc79a7",
+}  # Okabe and Ito
 BARS: Final = ("command_us", "event_us", "room_us", "connect_us", "memory_kb", "heartbeat_us")
 RATE: Final = 2_000
 PERCENTILES: Final = ("p50", "p95", "p99")
@@ -42,7 +47,7 @@ def draw(run: Run, path: Path) -> None:
 def _bars(run: Run, key: str, ax: "Axes") -> None:
     """One bar for each contender, and the range of its rounds."""
     figure = next(figure for figure in FIGURES if figure.key == key)
-    found = {name: value for name in CONTENDERS if (value := spread(run.values(name, key))) is not None}
+    found = {name: value for name in run.contenders if (value := spread(run.values(name, key))) is not None}
     for place, (name, value) in enumerate(found.items()):
         error = [[value.median - value.least], [value.most - value.median]]
         ax.bar(place, value.median, color=COLOURS[name], yerr=error, capsize=3)
@@ -52,7 +57,7 @@ def _bars(run: Run, key: str, ax: "Axes") -> None:
 
 
 def _latency(run: Run, ax: "Axes") -> None:
-    for name in CONTENDERS:
+    for name in run.contenders:
         found = [spread(run.values(name, f"{percent}_ms_{RATE}")) for percent in PERCENTILES]
         medians = [value.median for value in found if value is not None]
         if len(medians) == len(PERCENTILES):
@@ -62,7 +67,7 @@ def _latency(run: Run, ax: "Axes") -> None:
 
 
 def _scale(run: Run, ax: "Axes") -> None:
-    for name in CONTENDERS:
+    for name in run.contenders:
         points: list[tuple[int, Any]] = []
         for key in run.keys("command_us@"):
             value = spread(run.values(name, key))

@@ -1,13 +1,12 @@
 """The report of a run as Markdown. Pure."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from tests.bench.contenders import CONTENDERS
-from tests.bench.results import FIGURES, OURS, PEER, Figure, Run, Spread, spread
+from tests.bench.results import BASELINE, FIGURES, NAIVE, OURS, PEER, Figure, Run, Spread, spread
 
-NAIVE: Final = "naive"
+PAIRS: Final = {(OURS, PEER): "ours ÷ Node", (NAIVE, OURS): "naive ÷ ours", (OURS, BASELINE): "ours ÷ before"}
 NAIVE_TIMES: Final = 10.0  # how many times the CPU of a command the naive bridge takes at least
 MEMORY_KB: Final = 24.0  # of an idle device with its link, at most
 LOAD_BOUND: Final = 0.9  # of a core: from here on the load generator is what is measured
@@ -24,15 +23,14 @@ class Verdict(NamedTuple):
 
 def markdown(run: Run, plot: str | None = None) -> str:
     """The whole report; `plot` is the name of a picture beside it."""
-    present = [name for name in CONTENDERS if any(r.contender == name for r in run.rounds)]
     lines = ["# Bench", "", *(f"- {what}: {value}" for what, value in run.about.items()), ""]
     lines += [f"> {note}" for note in [*run.notes, *doubts(run)]]
     lines += ["", "Medians of the rounds (least–most). A ratio is the median of the ratios within each round.", ""]
-    lines += _comparison(run, present)
+    lines += _comparison(run)
     lines += ["", "## Targets", "", "| target | found | |", "|---|---|---|", *map(_verdict, verdicts(run))]
-    lines += _by_devices(run, present)
+    lines += _by_devices(run)
     lines += ["", "## What each does for a command", ""]
-    lines += [f"- **{CONTENDERS[name].title}**: {CONTENDERS[name].keeps}." for name in present]
+    lines += [f"- **{who.title}**: {who.keeps}." for who in run.contenders.values()]
     if plot:
         lines += ["", f"![the figures as a picture]({plot})"]
     return "\n".join(lines) + "\n"
@@ -40,23 +38,23 @@ def markdown(run: Run, plot: str | None = None) -> str:
 
 def comparison(run: Run) -> str:
     """The table of figures alone."""
-    present = [name for name in CONTENDERS if any(r.contender == name for r in run.rounds)]
-    return "\n".join(_comparison(run, present)) + "\n"
+    return "\n".join(_comparison(run)) + "\n"
 
 
-def _comparison(run: Run, present: list[str]) -> Iterator[str]:
-    titles = [CONTENDERS[name].title for name in present]
-    yield f"| | {' | '.join(titles)} | ours ÷ Node | naive ÷ ours |"
-    yield "|---" * (len(present) + 3) + "|"
+def _comparison(run: Run) -> Iterator[str]:
+    pairs = [pair for pair in PAIRS if set(pair) <= set(run.contenders)]
+    titles = [who.title for who in run.contenders.values()] + [PAIRS[pair] for pair in pairs]
+    yield f"| | {' | '.join(titles)} |"
+    yield "|---" * (len(titles) + 1) + "|"
     for figure in FIGURES:
-        cells = [_spread(spread(run.values(name, figure.key))) for name in present]
+        cells = [_spread(spread(run.values(name, figure.key))) for name in run.contenders]
         if any(cells):
-            ratios = [spread(run.ratios(figure.key, *pair)) for pair in ((OURS, PEER), (NAIVE, OURS))]
+            ratios = [spread(run.ratios(figure.key, *pair)) for pair in pairs]
             title = figure.title if figure.title.startswith("–") else f"**{figure.title}**"
-            yield f"| {title}, {figure.unit} | {' | '.join(cells)} | {' | '.join(map(_spread, ratios))} |"
+            yield f"| {title}, {figure.unit} | {' | '.join([*cells, *map(_spread, ratios)])} |"
 
 
-def _by_devices(run: Run, present: Iterable[str]) -> Iterator[str]:
+def _by_devices(run: Run) -> Iterator[str]:
     """The figures that were taken at several numbers of devices."""
     counts = sorted({int(key.partition("@")[2]) for key in run.keys("") if "@" in key})
     if not counts:
@@ -65,10 +63,10 @@ def _by_devices(run: Run, present: Iterable[str]) -> Iterator[str]:
     yield "|---" * (len(counts) + 1) + "|"
     named = {figure.key: figure for figure in FIGURES}
     for key in dict.fromkeys(key.partition("@")[0] for key in run.keys("") if "@" in key):
-        for name in present:
+        for name, who in run.contenders.items():
             cells = [_spread(spread(run.values(name, f"{key}@{count}"))) for count in counts]
             if any(cells):
-                yield f"| {_plain(named[key])}, {CONTENDERS[name].title} | {' | '.join(cells)} |"
+                yield f"| {_plain(named[key])}, {who.title} | {' | '.join(cells)} |"
 
 
 def _plain(figure: Figure) -> str:
@@ -98,7 +96,7 @@ def _verdict(verdict: Verdict) -> str:
 def doubts(run: Run) -> Iterator[str]:
     """Why some figure should not be trusted."""
     for r in run.rounds:
-        where = f"round {r.number} of {CONTENDERS[r.contender].title}, {r.group}"
+        where = f"round {r.number} of {run.contenders[r.contender].title}, {r.group}"
         if r.failed is not None:
             yield f"No figures from {where}: {r.failed}."
         for key, value in r.figures.items():

@@ -8,6 +8,8 @@ import msgspec
 
 OURS: Final = "gateway"
 PEER: Final = "node"
+NAIVE: Final = "naive"
+BASELINE: Final = "baseline"
 
 
 class Figure(NamedTuple):
@@ -59,11 +61,19 @@ class Round(msgspec.Struct, frozen=True):
     failed: str | None = None
 
 
+class Who(msgspec.Struct, frozen=True):
+    """A contender, and what it does for a command."""
+
+    title: str
+    keeps: str
+
+
 class Run(msgspec.Struct, frozen=True):
     """A whole run: `about` says on what machine, with which versions and sizes; `notes` what to know of it."""
 
     about: dict[str, str]
     sizes: dict[str, float | list[int]]
+    contenders: dict[str, Who]
     rounds: list[Round]
     notes: list[str]
 
