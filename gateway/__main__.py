@@ -11,6 +11,7 @@ from gateway.cli.call import call
 from gateway.cli.devices import devices
 from gateway.cli.serve import check, demo, serve
 from gateway.cli.simulate import simulate
+from gateway.cli.token import token
 from gateway.cli.watch import presence, watch
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     """
 
 
-for command in (serve, check, demo, call, watch, presence, devices, simulate, asyncapi):
+for command in (serve, check, demo, call, watch, presence, devices, token, simulate, asyncapi):
     main.add_command(command)
 
 

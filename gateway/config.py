@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from msgspec import Meta, Struct, field
 
-from gateway.addresses import BrokerUrl, Listen
+from gateway.addresses import BrokerUrl, Listen, Network
 from gateway.catalog import Catalog
 from gateway.own_events import BadEvents, read_events
 from gateway.settings import ConfigError, Reading, as_toml, expected, merged, settings_of, suggestion
@@ -45,8 +45,11 @@ def _text(expected: str, pattern: str) -> Meta:
 _LEVEL: Final = r"[^+#/\s\x00-\x1f\x7f]+"  # one topic level that needs no quoting anywhere
 
 Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max, extra={"expected": "a number > 0"})]
+Accepted = Literal["open-auth", "anonymous-rooms", "admin-without-token", "plain-mqtt"]
+Rate = Annotated[float, Meta(ge=0.01, le=1e9, extra={"expected": "a number from 0.01 to 1000000000"})]
 Count = Annotated[int, _whole(1, 1_000_000)]
 UInt16 = Annotated[int, _whole(1, 65_535)]
+SecondsOrNone = Annotated[float, Meta(ge=0, le=sys.float_info.max, extra={"expected": "a number >= 0"})]
 WillDelay = Annotated[int, _whole(0, 86_400)]
 SessionExpiry = Annotated[int, _whole(1, 4_294_967_294)]  # one more is for ever [MQTT 5.0, 3.1.2.11.2]
 Bytes = Annotated[int, _whole(1024, 268_435_455)]  # the largest Remaining Length [MQTT 5.0, 2.1.4]
@@ -54,7 +57,12 @@ Memory = Annotated[int, _whole(1024, 1 << 50)]
 NodeName = Annotated[str, _text("1 to 64 of A-Z a-z 0-9 . _ -", "[A-Za-z0-9._-]{1,64}")]
 UrlPath = Annotated[str, _text("a path such as /socket/socket.io", r"(/[^/?#\s]+)+")]
 Origin = Annotated[str, _text("an origin such as https://a.example, or *", r"\*|null|[a-z][\w+.-]*://[^/\s]+")]
+RelayUrl = Annotated[str, _text("a URL such as http://10.0.0.5:8080, or nothing", r"(https?://[^/?#\s]+)?")]
 Variable = Annotated[str, _text("the name of an environment variable", "[A-Za-z_][A-Za-z0-9_]*")]
+VariableOrNone = Annotated[str, _text("the name of an environment variable, or nothing", "([A-Za-z_][A-Za-z0-9_]*)?")]
+HttpUrl = Annotated[
+    str, _text("a URL such as https://a.example/check, without a password", r"(https?://[^/?#@\s]+(/[^#\s]*)?)?")
+]
 RoomPattern = Annotated[str, _text("a room name, or a pattern with at most two *", r"(?=.)[^*]*(\*[^*]*){0,2}")]
 Filter = Annotated[str, _text("a filter such as inbox/#", rf"#|({_LEVEL}|\+)(/({_LEVEL}|\+))*(/#)?")]
 TopicPrefix = Annotated[str, _text("levels such as gw/v1, no + # or blanks", rf"(?!\$){_LEVEL}(/{_LEVEL})*")]
@@ -73,7 +81,6 @@ class Devices(Struct, frozen=True, forbid_unknown_fields=True):
     max_buffer_bytes: Annotated[Bytes, _about("What may wait for a device before it is closed as slow")] = 1_048_576
     auth_timeout_s: Annotated[Seconds, _about("Time to authenticate, or to join a room, before it is closed")] = 30.0
     max_devices: Annotated[Count, _about("Devices whose links one node has; more are sent away")] = 50_000
-    max_unauthenticated: Annotated[Count, _about("Sockets that have done neither; more are answered 503")] = 10_000
     upgrade_timeout_s: Annotated[Seconds, _about("Time to move from polling to a WebSocket")] = 10.0
     missing_eio_is_3: Annotated[bool, _about("Take clients that name no Engine.IO version for version 3")] = False
     compress_polls: Annotated[bool, _about("Compress long polls of clients that accept it")] = True
@@ -81,10 +88,36 @@ class Devices(Struct, frozen=True, forbid_unknown_fields=True):
     cookie: Annotated[str, _about("A cookie that names the session, such as io; none if empty")] = ""
 
 
+class Relay(Struct, frozen=True, forbid_unknown_fields=True):
+    """Nodes that hand each other the requests of their sessions: then a balancer needs no sticky sessions."""
+
+    advertise: Annotated[RelayUrl, _about("Where other nodes reach this node's device port; no relay if empty")] = ""
+    secret_env: Annotated[Variable, _about("What holds the secret that all nodes share")] = "GATEWAY_RELAY_SECRET"  # noqa: S105 - a name
+    max_requests: Annotated[Count, _about("Polls and WebSockets that are relayed at a time")] = 10_000
+
+
+class Admission(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may come in, how fast, and how many."""
+
+    trusted_proxies: Annotated[tuple[Network, ...], _about("Networks whose X-Forwarded-For is believed")] = ()
+    handshakes_per_s: Annotated[Rate, _about("Handshakes of all clients; 20 s' worth at once, over it 503")] = 1000.0
+    handshakes_per_address_per_s: Annotated[Rate, _about("The same for one address, or /64 of IPv6")] = 50.0
+    max_unauthenticated: Annotated[Count, _about("Sockets that are nobody yet, and connections without a request")] = (
+        10_000
+    )
+    max_unauthenticated_per_address: Annotated[Count, _about("The same from one address: the oldest are closed")] = 1000
+    max_viewers: Annotated[Count, _about("Sockets in rooms that are no devices; more may not join")] = 10_000
+    max_viewers_per_address: Annotated[Count, _about("The same from one address")] = 1000
+    request_timeout_s: Annotated[Seconds, _about("Time for a request's head, and for what a stranger posts")] = 20.0
+    messages_per_s: Annotated[Rate, _about("Messages of one device; 10 s' worth at once, over it it is slowed")] = 500.0
+    bytes_per_s: Annotated[Rate, _about("The same for their size")] = 1_000_000.0
+
+
 class Admin(Struct, frozen=True, forbid_unknown_fields=True):
     """The operator's side: health and metrics."""
 
     listen: Annotated[Listen, _about("Where /healthz, /readyz and /metrics are")] = Listen("127.0.0.1", 9464)
+    token_env: Annotated[VariableOrNone, _about("What holds the bearer token of the pages; none if empty")] = ""
 
 
 class Mqtt(Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,11 +139,29 @@ class Mqtt(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Auth(Struct, frozen=True, forbid_unknown_fields=True):
-    """Who checks the key of a device: nobody (`open`, for a laboratory), a file, or the broker."""
+    """Who checks the key of a device: nobody (`open`, for a laboratory), a file, a service of yours, or the broker."""
 
-    mode: Annotated[Literal["open", "file", "broker"], _about("Who checks the key of a device")] = "broker"
+    mode: Annotated[Literal["open", "file", "http", "broker"], _about("Who checks the key of a device")] = "broker"
     file: Annotated[str, _about("The keys, for mode file; see gateway devices add --help")] = ""
     pepper_env: Annotated[Variable, _about("What holds the secret of the hashes")] = "GATEWAY_PEPPER"
+    url: Annotated[HttpUrl, _about("Where keys are checked, for mode http")] = ""
+    token_env: Annotated[VariableOrNone, _about("What holds the bearer token for url; none if empty")] = ""
+    timeout_s: Annotated[Seconds, _about("Time for one answer of url")] = 5.0
+    max_requests: Annotated[Count, _about("Requests to url at once")] = 64
+    cache_s: Annotated[SecondsOrNone, _about("How long a right key is remembered, for mode http")] = 60.0
+    negative_cache_s: Annotated[SecondsOrNone, _about("The same for a wrong key")] = 5.0
+    max_cached: Annotated[Count, _about("Keys of each kind that are remembered at most")] = 100_000
+
+
+class Tokens(Struct, frozen=True, forbid_unknown_fields=True):
+    """The signed tokens with which viewers join rooms."""
+
+    algorithm: Annotated[Literal["off", "HS256", "RS256", "ES256"], _about("How tokens are signed")] = "off"
+    secret_env: Annotated[Variable, _about("What holds the secret, for HS256")] = "GATEWAY_TOKEN_SECRET"  # noqa: S105
+    key_file: Annotated[str, _about("The public key, PEM or a JWKS, for RS256 and ES256")] = ""
+    audience: Annotated[str, _about("The `aud` that a token must have; with none here, it must have none")] = ""
+    issuer: Annotated[str, _about("The `iss` that a token must have; any if empty")] = ""
+    leeway_s: Annotated[SecondsOrNone, _about("How much the clocks may differ")] = 10.0
 
 
 class Commands(Struct, frozen=True, forbid_unknown_fields=True):
@@ -140,7 +191,7 @@ class RoomRule(Struct, frozen=True, forbid_unknown_fields=True):
     """Who may join the rooms whose name matches: `*` is anything, `{serial}` a device's serial."""
 
     match: RoomPattern
-    allow: Literal["device", "self", "anyone", "nobody"]
+    allow: Literal["device", "self", "token", "anyone", "nobody"]
 
 
 class Rooms(Struct, frozen=True, forbid_unknown_fields=True):
@@ -148,7 +199,7 @@ class Rooms(Struct, frozen=True, forbid_unknown_fields=True):
 
     rules: Annotated[
         tuple[RoomRule, ...], _about("Who may join a room: the first match decides, without one nobody may")
-    ] = (RoomRule("{serial}", "self"), RoomRule("bp_student_*", "device"))
+    ] = (RoomRule("{serial}", "self"), RoomRule("bp_student_*", "device"), RoomRule("*", "token"))
 
 
 class Log(Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,10 +217,14 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting of one node; the sections are those of the file."""
 
     node: Annotated[NodeName, _about("A name that no other node has")] = field(default_factory=_node_of_host)
+    accept: Annotated[tuple[Accepted, ...], _about("What is open on purpose, and not refused")] = ()
     devices: Devices = Devices()
+    relay: Relay = Relay()
+    admission: Admission = Admission()
     admin: Admin = Admin()
     mqtt: Mqtt = Mqtt()
     auth: Auth = Auth()
+    tokens: Tokens = Tokens()
     commands: Commands = Commands()
     catalog: CatalogSettings = CatalogSettings()
     rooms: Rooms = Rooms()
@@ -216,12 +271,13 @@ def resolve(table: Mapping[str, Any], environ: Mapping[str, str], overrides: Map
     return config
 
 
-def unknown_variables(environ: Mapping[str, str], pepper_env: str = "GATEWAY_PEPPER") -> list[str]:
-    """Warn of each GATEWAY_… variable that is no setting: a slip, or what Kubernetes injects."""
+def unknown_variables(environ: Mapping[str, str], config: Config) -> list[str]:
+    """Warn of each GATEWAY_… variable that is no setting, nor named by one: a slip, or what Kubernetes injects."""
     known = {_variable(path) for path in settings_of(Config)}
+    named = {attrgetter(path)(config) for path in settings_of(Config) if path.endswith("_env")}
     return [
         f"environment {name}: not a setting, ignored{suggestion(name, known)}"
-        for name in sorted(environ.keys() - known - {pepper_env})
+        for name in sorted(environ.keys() - known - named)
         if name.startswith("GATEWAY_") and not name.startswith("GATEWAY_TEST_")
     ]
 
@@ -235,7 +291,7 @@ def example() -> str:
             lines += ["", f"[{section}]"]
         lines.append(f"# {get_args(annotation)[-1].description}: {expected(annotation)}.")
         value = as_toml(attrgetter(path)(Config()))
-        lines.append(f"{key} = {value}" if section else '# node = "gw-1"  # gw- and the name of the host')
+        lines.append('# node = "gw-1"  # gw- and the name of the host' if path == "node" else f"{key} = {value}")
     return "\n".join(lines) + "\n"
 
 
@@ -244,6 +300,11 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.auth.mode == "file" and not config.auth.file:
         text = 'missing, expected the path of the keys because auth.mode is "file"; as a flag --auth file:PATH'
         yield "auth.file", "auth.mode", text
+    if config.auth.mode == "http" and not config.auth.url:
+        yield "auth.url", "auth.mode", 'missing, expected where keys are checked because auth.mode is "http"'
+    if config.tokens.algorithm in ("RS256", "ES256") and not config.tokens.key_file:
+        text = f'missing, expected the public key because tokens.algorithm is "{config.tokens.algorithm}"'
+        yield "tokens.key_file", "tokens.algorithm", text
     if config.mqtt.reconnect_max_s < (least := config.mqtt.reconnect_min_s):
         text = f"expected at least mqtt.reconnect_min_s, {least}, got {config.mqtt.reconnect_max_s}"
         yield "mqtt.reconnect_max_s", "mqtt.reconnect_min_s", text

@@ -10,13 +10,19 @@ from itertools import count
 from typing import Any, Protocol
 
 from aiohttp import web
+from socketio import exceptions
 from socketio import packet as sio
 
+from gateway.admission import Admission, Refusal
 from gateway.catalog import Args
 from gateway.engine.connection import Connection, Pending
 from gateway.engine.effects import CloseReason
 from gateway.engine.faults import PeerFaults
 from gateway.engine.options import EngineOptions
+from gateway.engine.server import Relay
+from gateway.instruments import Count
+from gateway.proxies import Proxies
+from gateway.rooms import Grant
 from gateway.socketio_server import Packet, Server
 from gateway.topics import Client
 
@@ -28,7 +34,7 @@ NAMESPACE = "/"
 class Socket:
     """One Socket.IO connection; `number` names it within this process."""
 
-    __slots__ = ("address", "connection", "device", "number", "rooms")
+    __slots__ = ("address", "connection", "counted", "device", "grant", "number", "rooms", "views")
 
     def __init__(self, number: int, connection: Connection) -> None:
         self.number = number
@@ -36,11 +42,19 @@ class Socket:
         self.address = str(connection.environ.get("REMOTE_ADDR", ""))
         self.rooms: set[str] | None = None
         self.device: object = None  # who it authenticated as; the owner's to set
+        self.counted: Count | None = None  # where its owner counts it
+        self.grant: Grant | None = None  # what the token of its peer allows; the owner's to set
+        self.views = False  # it counts as a viewer; the owner's to set
 
     @property
     def is_open(self) -> bool:
         """Whether anything can still be said to it."""
         return self.connection.session.closed is None
+
+    @property
+    def read_at(self) -> float:
+        """When its latest packet was read, in monotonic seconds."""
+        return self.connection.read_at
 
     @property
     def client(self) -> Client:
@@ -51,6 +65,12 @@ class Socket:
 class SocketOwner(Protocol):
     """Who is told what happens on sockets; called synchronously, in order."""
 
+    def introduced(self, socket: Socket, auth: object) -> str | None:
+        """A peer wants to join the namespace, and may say who it is; a text refuses it, and is told to the peer.
+
+        It comes before `connected`, and again for clients that say so once they have joined.
+        """
+
     def connected(self, socket: Socket) -> None:
         """A socket joined the namespace."""
 
@@ -60,17 +80,24 @@ class SocketOwner(Protocol):
     def acked(self, socket: Socket, emit_id: int, args: Args) -> None:
         """The peer acked an emission, or claims to."""
 
+    def upgraded(self, socket: Socket) -> None:
+        """It went from polling to a WebSocket."""
+
     def closed(self, socket: Socket, reason: CloseReason) -> None:
         """The socket is gone; said once."""
+
+    def refused(self, reason: Refusal) -> None:
+        """A peer was refused something before it was a socket, or was slowed down."""
 
 
 class _Server(Server):
     """Hands events and acks of the one namespace over."""
 
-    def __init__(self, sockets: "SocketServer", options: EngineOptions) -> None:
+    def __init__(self, sockets: "SocketServer", options: EngineOptions, admission: Admission, proxies: Proxies) -> None:
         quiet = logging.getLogger(f"{__name__}.socketio")
         quiet.setLevel(logging.WARNING)  # it logs each packet at INFO
-        super().__init__(options, logger=quiet)
+        super().__init__(options, logger=quiet, admission=admission, proxies=proxies)
+        self.always_connect = False  # whom we refuse is told so instead of CONNECT, and not after it
         self._sockets = sockets
 
     def event(self, connection: Connection, packet: Packet) -> Pending:
@@ -83,6 +110,16 @@ class _Server(Server):
         self._sockets.acked(connection, packet.id, tuple(packet.data))
         return None
 
+    async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
+        """Engine.IO 3 has joined before it can say anything: its CONNECT with a query only introduces it."""
+        socket = self._sockets.of(eio_sid)
+        if socket is None or namespace != NAMESPACE or not data or self._revision(eio_sid) != 3:
+            await super()._handle_connect(eio_sid, namespace, data)
+        elif (problem := self._sockets.introduced(socket, data)) is not None:
+            self.write(eio_sid, Packet(sio.CONNECT_ERROR, data=problem, namespace=namespace))
+        else:
+            self.write(eio_sid, Packet(sio.CONNECT, namespace=namespace))
+
 
 class SocketServer:
     """The sockets of this node.
@@ -90,17 +127,31 @@ class SocketServer:
     Args:
         owner: told what happens on them.
         path: where devices connect, with and without a slash at its end.
+        admission: how many strangers may come, and how fast.
+        proxies: who is believed about where a client is.
+        relay: to the nodes that may have what is not here.
     """
 
-    def __init__(self, owner: SocketOwner, options: EngineOptions, path: str) -> None:
+    def __init__(
+        self,
+        owner: SocketOwner,
+        options: EngineOptions,
+        path: str,
+        admission: Admission,
+        proxies: Proxies,
+        relay: Relay | None = None,
+    ) -> None:
         self._owner = owner
         self._path = path
         self._numbers = count(1)
         self._by_number: dict[int, Socket] = {}
         self._by_engine_sid: dict[str, Socket] = {}
-        self._server = _Server(self, options)
+        self._server = _Server(self, options, admission, proxies)
+        self._server.eio.on_refused = owner.refused
+        self._server.eio.relay = relay
         self._server.on("connect", self._connected)
         self._server.on("disconnect", self._disconnected)
+        self._server.eio.on_upgraded = self._upgraded
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -159,13 +210,29 @@ class SocketServer:
         if socket is not None:
             self._owner.acked(socket, emit_id, args)
 
-    async def _connected(self, sid: str, _environ: dict[str, Any], _auth: Any = None) -> None:
+    def of(self, engine_sid: str) -> Socket | None:
+        """The socket of a connection, once it has joined the namespace."""
+        return self._by_engine_sid.get(engine_sid)
+
+    def introduced(self, socket: Socket, auth: object) -> str | None:
+        """A peer says who it is; what is wrong with that."""
+        return self._owner.introduced(socket, auth)
+
+    async def _connected(self, sid: str, _environ: dict[str, Any], auth: Any = None) -> None:
         connection = self._server.eio.get(self._server.manager.eio_sid_from_sid(sid, NAMESPACE))
         if connection is None:
             return
         socket = Socket(next(self._numbers), connection)
+        problem = self._owner.introduced(socket, auth)
+        if problem is not None:
+            raise exceptions.ConnectionRefusedError(problem)
         self._by_number[socket.number] = self._by_engine_sid[connection.sid] = socket
         self._owner.connected(socket)
+
+    def _upgraded(self, connection: Connection) -> None:
+        socket = self._by_engine_sid.get(connection.sid)
+        if socket is not None:
+            self._owner.upgraded(socket)
 
     async def _disconnected(self, sid: str, reason: str) -> None:
         socket = self._by_engine_sid.pop(self._server.manager.eio_sid_from_sid(sid, NAMESPACE), None)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import gateway as gateway_package
 from gateway import __version__, config
 from gateway.__main__ import main
-from gateway.auth import hash_key
+from gateway.auth.file import hash_key
 
 PEPPER = {"GATEWAY_PEPPER": "salt and pepper"}
 
@@ -108,6 +108,52 @@ def test_check_prints_every_problem(bad_file: Path) -> None:
     assert done.stderr.splitlines() == [BAD[0], expected.replace('"0"', "0"), BAD[1]]
 
 
+EXPOSED = """
+[auth]
+mode = "open"
+[[rooms.rules]]
+match = "*"
+allow = "anyone"
+[admin]
+listen = "0.0.0.0:0"
+[mqtt]
+url = "mqtt://user:s3cret@broker.example"
+"""
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_what_is_open_to_strangers_is_refused_all_at_once(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text(EXPOSED)
+    done = gateway(command, "--config", path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [
+        "auth.mode",
+        "rooms.rules[0]",
+        "admin.listen",
+        "mqtt.url",
+    ]
+    assert "s3cret" not in done.stderr
+
+
+def test_what_is_accepted_is_not_refused(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    accept = ["open-auth", "anonymous-rooms", "admin-without-token", "plain-mqtt"]
+    path.write_text(f"accept = {accept}\n{EXPOSED}")
+    assert gateway("check", "--config", path).returncode == 0
+
+
+@pytest.mark.parametrize(("token", "got"), [(None, "missing"), ("", "missing"), ("short", "too short")])
+def test_check_wants_the_token_of_the_admin_port(tmp_path: Path, token: str | None, got: str) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text('[admin]\ntoken_env = "GATEWAY_ADMIN_TOKEN"\n[auth]\nmode = "file"\nfile = "/none"\n')
+    done = gateway("check", "--config", path, environ={} if token is None else {"GATEWAY_ADMIN_TOKEN": token})
+    assert done.returncode == 2
+    expected = f"environment GATEWAY_ADMIN_TOKEN: {got}, expected a token of at least 16 characters"
+    assert done.stderr.splitlines()[-1] == expected
+    assert len(done.stderr.splitlines()) == 3, "with the problems of the keys"
+
+
 def test_check_reads_the_events_of_a_deployment(tmp_path: Path) -> None:
     own, path = tmp_path / "own.toml", tmp_path / "gateway.toml"
     own.write_text('[[event]]\nname = "blink"\npayload = { type = "objekt" }\n[[event]]\n')
@@ -162,8 +208,8 @@ def test_serve_refuses_a_bad_configuration(bad_file: Path) -> None:
         (["--listen", "8080"], '--listen: expected HOST:PORT such as 127.0.0.1:8080 or [::1]:8080, got "8080"'),
         (["--admin", "h:x"], '--admin: expected HOST:PORT such as 127.0.0.1:8080 or [::1]:8080, got "h:x"'),
         (["--node", "a/b"], '--node: expected 1 to 64 of A-Z a-z 0-9 . _ -, got "a/b"'),
-        (["--auth", "none"], '--auth: expected "open" or "file" or "broker", got "none"'),
-        (["--auth", ""], '--auth: expected "open" or "file" or "broker", got ""'),
+        (["--auth", "none"], '--auth: expected "open" or "file" or "http" or "broker", got "none"'),
+        (["--auth", ""], '--auth: expected "open" or "file" or "http" or "broker", got ""'),
         (
             ["--auth", "file:"],
             '--auth: missing, expected the path of the keys because auth.mode is "file"; as a flag --auth file:PATH',

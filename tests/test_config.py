@@ -14,6 +14,8 @@ from gateway.addresses import BrokerUrl, Listen
 from gateway.config import Config, RoomRule
 from gateway.settings import ConfigError
 
+URL = "a URL such as https://a.example/check, without a password"
+
 
 def problems(
     table: dict[str, Any], environ: dict[str, str] | None = None, overrides: dict[str, object] | None = None
@@ -28,7 +30,8 @@ def test_nothing_given_is_the_defaults() -> None:
     assert loaded == Config()
     assert loaded.devices.listen == Listen("0.0.0.0", 8080)
     assert loaded.mqtt.url == BrokerUrl("127.0.0.1", 1883)
-    assert loaded.rooms.rules == (RoomRule("{serial}", "self"), RoomRule("bp_student_*", "device"))
+    rules = (RoomRule("{serial}", "self"), RoomRule("bp_student_*", "device"), RoomRule("*", "token"))
+    assert loaded.rooms.rules == rules
 
 
 def test_the_example_loads_to_the_defaults(tmp_path: Path) -> None:
@@ -40,8 +43,8 @@ def test_the_example_loads_to_the_defaults(tmp_path: Path) -> None:
 def test_the_example_describes_every_setting() -> None:
     lines = config.example().splitlines()
     settings = [number for number, line in enumerate(lines) if " = " in line]
-    sections = [getattr(Config(), name) for name in Config.__struct_fields__ if name != "node"]
-    assert len(settings) == 1 + sum(len(section.__struct_fields__) for section in sections)
+    sections = [getattr(Config(), name) for name in Config.__struct_fields__ if name not in ("node", "accept")]
+    assert len(settings) == 2 + sum(len(section.__struct_fields__) for section in sections)
     assert all(lines[number - 1].startswith("# ") for number in settings)
 
 
@@ -89,7 +92,7 @@ def test_all_problems_come_at_once() -> None:
         'devices.ping_interval_s: expected a number > 0, got "abc"',
         "devices.origins[1]: expected an origin such as https://a.example, or *, got 1",
         'rooms.rules[0].alow: unknown key, did you mean "allow"?',
-        'rooms.rules[0].allow: missing, expected "device" or "self" or "anyone" or "nobody"',
+        'rooms.rules[0].allow: missing, expected "device" or "self" or "token" or "anyone" or "nobody"',
         "rooms.rules[1]: expected a table, got 3",
         "log: expected a table, got 4",
         'auth.file: missing, expected the path of the keys because auth.mode is "file"; as a flag --auth file:PATH',
@@ -118,8 +121,16 @@ def test_all_problems_come_at_once() -> None:
         ("mqtt.keep_alive_s", 65536, "a whole number from 1 to 65535, got 65536"),
         ("mqtt.keep_alive_s", datetime.date(2024, 1, 2), 'a whole number from 1 to 65535, got "2024-01-02"'),
         ("log.level", "loud", '"debug" or "info" or "warning" or "error", got "loud"'),
-        ("auth.mode", ["open"], '"open" or "file" or "broker", got a list'),
+        ("auth.mode", ["open"], '"open" or "file" or "http" or "broker", got a list'),
         ("auth.pepper_env", "A B", 'the name of an environment variable, got "A B"'),
+        ("admin.token_env", "A B", 'the name of an environment variable, or nothing, got "A B"'),
+        ("admission.handshakes_per_s", 0, "a number from 0.01 to 1000000000, got 0"),
+        ("auth.token_env", "1", 'the name of an environment variable, or nothing, got "1"'),
+        ("auth.cache_s", -1, "a number >= 0, got -1"),
+        ("auth.url", "ftp://h/", f'{URL}, got "ftp://h/"'),
+        ("auth.url", "https://user:secret@h/", URL),
+        ("auth.url", "https://h/#x", f'{URL}, got "https://h/#x"'),
+        ("tokens.algorithm", "none", '"off" or "HS256" or "RS256" or "ES256", got "none"'),
     ],
 )
 def test_a_bad_value_says_what_is_expected(path: str, value: object, expected: str) -> None:
@@ -134,7 +145,8 @@ def test_a_bad_value_says_what_is_expected(path: str, value: object, expected: s
         ("device", 'device: unknown section, did you mean "devices"?'),
         (
             "broker",
-            "broker: unknown section, expected one of node, devices, admin, mqtt, auth, commands, catalog, rooms, log",
+            "broker: unknown section, expected one of node, accept, devices, relay, admission, admin, mqtt, auth, "
+            "tokens, commands, catalog, rooms, log",
         ),
     ],
 )
@@ -158,6 +170,22 @@ def test_a_response_topic_is_a_filter(topic_filter: str) -> None:
     assert problems({"mqtt": {"response_topics": ["inbox/#", "+/a/#", topic_filter]}})[0].startswith(
         "mqtt.response_topics[2]: expected a filter such as inbox/#"
     )
+
+
+def test_networks_of_proxies_are_networks() -> None:
+    loaded = config.resolve({"admission": {"trusted_proxies": ["10.0.0.0/8", "::1", "192.0.2.7"]}}, {}, {})
+    assert [str(network) for network in loaded.admission.trusted_proxies] == ["10.0.0.0/8", "::1/128", "192.0.2.7/32"]
+    assert problems({"admission": {"trusted_proxies": ["10.0.0.1/8", "proxy"]}}) == [
+        'admission.trusted_proxies[0]: expected an address or a network such as 10.0.0.0/8, got "10.0.0.1/8"',
+        'admission.trusted_proxies[1]: expected an address or a network such as 10.0.0.0/8, got "proxy"',
+    ]
+
+
+def test_what_is_accepted_has_a_name() -> None:
+    assert problems({"accept": ["open-auth", "all"]}) == [
+        'accept[1]: expected "open-auth" or "anonymous-rooms" or "admin-without-token" or "plain-mqtt", got "all"'
+    ]
+    assert config.resolve({}, {"GATEWAY_ACCEPT": "open-auth,plain-mqtt"}, {}).accept == ("open-auth", "plain-mqtt")
 
 
 def test_a_conflict_is_not_reported_when_one_side_is_already_wrong() -> None:
@@ -240,7 +268,7 @@ def test_a_problem_says_where_the_value_came_from() -> None:
     }
     overrides: dict[str, object] = {"devices.listen": "here", "auth.mode": "none", "mqtt.urll": 1}
     assert sorted(problems({}, environ, overrides)) == [
-        '--auth: expected "open" or "file" or "broker", got "none"',
+        '--auth: expected "open" or "file" or "http" or "broker", got "none"',
         '--listen: expected HOST:PORT such as 127.0.0.1:8080 or [::1]:8080, got "here"',
         'environment GATEWAY_COMMANDS_MAX_ATTEMPTS: expected a whole number from 1 to 1000000, got "many"',
         'environment GATEWAY_MQTT_RESPONSE_TOPICS[1]: expected a filter such as inbox/#, got "a#"',
@@ -274,11 +302,17 @@ def test_unknown_variables_are_warnings() -> None:
         "GATEWAY_TEST_REQUIRE_ALL": "1",
         "HOME": "/",
     }
-    assert config.unknown_variables(environ) == [
+    assert config.unknown_variables(environ, Config()) == [
         'environment GATEWAY_MQTT_URLL: not a setting, ignored, did you mean "GATEWAY_MQTT_URL"?',
         "environment GATEWAY_SERVICE_HOST: not a setting, ignored",
     ]
-    assert config.unknown_variables({"GATEWAY_SALT": "secret"}, "GATEWAY_SALT") == []
+    named = {
+        "auth": {"pepper_env": "GATEWAY_SALT", "token_env": "GATEWAY_ASK"},
+        "tokens": {"secret_env": "GATEWAY_S"},
+        "admin": {"token_env": "GATEWAY_DOOR"},
+    }
+    secrets = dict.fromkeys(("GATEWAY_SALT", "GATEWAY_ASK", "GATEWAY_S", "GATEWAY_DOOR"), "secret")
+    assert config.unknown_variables(secrets, config.resolve(named, {}, {})) == []
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ async def registry(tmp_path: Path) -> AsyncIterator[LocalBroker]:
     shutil.copy(ACL, acl)
     passwords.touch(mode=0o600)
     acl.chmod(0o600)
-    for user, key in (("gateway", "g"), ("service", "s"), ("AC1", "right"), ("AC2", "other")):
+    for user, key in (("gateway", "g"), ("commander", "s"), ("AC1", "right"), ("AC2", "other")):
         command = [program("mosquitto_passwd"), "-b", str(passwords), user, key]
         subprocess.run(command, check=True, capture_output=True, timeout=WAIT_S)
     overrides = {"allow_anonymous": "false", "password_file": str(passwords), "acl_file": str(acl)}
@@ -64,7 +64,7 @@ async def test_the_broker_checks_keys(registry: LocalBroker) -> None:
     own = registry.url.replace("mqtt://", "mqtt://gateway:g@")
     async with (
         gateway(own, "--auth", "broker") as node,
-        service(registry.url, username="service", password="s") as api,
+        service(registry.url, username="commander", password="s") as api,
     ):
         wrong = Device("AC1")
         await wrong.connect(node.devices)
@@ -114,6 +114,38 @@ async def test_a_device_waits_for_the_broker_instead_of_failing(registry: LocalB
         assert await asyncio.gather(*answers) == ["auth:ok", "auth:fail"]
         await plate.disconnect()
         await wrong.disconnect()
+
+
+async def test_strangers_with_wrong_keys_do_not_keep_a_device_from_its_link(registry: LocalBroker) -> None:
+    """They know the serial, and try without a pause; the broker restarts, and the device's link comes back."""
+    own = registry.url.replace("mqtt://", "mqtt://gateway:g@")
+    tried: asyncio.Queue[str] = asyncio.Queue()
+
+    async def guess(stranger: Device) -> None:
+        while True:
+            tried.put_nowait(await stranger.authenticate("wrong"))
+
+    async with gateway(own, "--auth", "broker") as node:
+        plate, strangers = Device("AC1"), [Device("AC1") for _ in range(5)]
+        for one in (plate, *strangers):
+            await one.connect(node.devices)
+        assert await plate.authenticate("right") == "auth:ok"
+        guesses = [asyncio.create_task(guess(stranger)) for stranger in strangers]
+        await tried.get()
+        await registry.stop()
+        await node.logged("broker lost")
+        await registry.start()
+        async with service(registry.url, username="service", password="s") as api:
+            await api.send("devices/AC1/commands/media_stop", {"stop": True})
+            await plate.expect("media_stop")
+            assert (await api.outcome("devices/AC1/acks/media_stop"))["status"] == "acked"
+        assert not plate.gone.is_set()
+        for task in guesses:
+            task.cancel()
+        await asyncio.wait(guesses)
+        assert {tried.get_nowait() for _ in range(tried.qsize())} == {"auth:fail"}
+        for one in (plate, *strangers):
+            await one.disconnect()
 
 
 async def test_a_broker_that_refuses_the_node_is_said_clearly(registry: LocalBroker) -> None:

@@ -6,15 +6,17 @@ import json
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import aiomqtt
 import socketio
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from prometheus_client.parser import text_string_to_metric_families
 
 WAIT_S = 20.0  # for what must happen; a machine under load is slow
 PATH = "/socket/socket.io"
@@ -53,6 +55,14 @@ class Node:
                 await self._changed.wait()
         return line
 
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of all series of this name that have these labels, as `/metrics` has them now."""
+        async with aiohttp.ClientSession() as http, http.get(f"{self.admin}/metrics") as response:
+            families = text_string_to_metric_families(await response.text())
+        found = [s for family in families for s in family.samples if s.name == name]
+        assert found, name
+        return sum(sample.value for sample in found if labels.items() <= sample.labels.items())
+
     async def end(self, *, kill: bool = False) -> int:
         """Stop the process, or kill it, and return its exit status."""
         with suppress(ProcessLookupError):
@@ -78,8 +88,9 @@ async def gateway(
     flags = ("--listen", listen, "--admin", "127.0.0.1:0", "--log-format", "json", "--mqtt", broker_url)
     auth = () if any(argument == "--auth" for argument in arguments) else ("--auth", "open")
     command = (sys.executable, "-X", "dev", "-m", "gateway", "serve", *flags, *auth, *arguments)
+    env = {**os.environ, "GATEWAY_ACCEPT": "anonymous-rooms", **(environ or {})}
     process = await asyncio.create_subprocess_exec(
-        *command, *(("--config", config) if config else ()), stderr=PIPE, env={**os.environ, **(environ or {})}
+        *command, *(("--config", config) if config else ()), stderr=PIPE, env=env
     )
     node = Node(process)
     try:
@@ -213,15 +224,18 @@ class Service:
                 return presence
 
 
+SEEN = ("devices/+/acks/#", "devices/+/events/#", "devices/+/presence", "inbox/#", "nodes/#", "rooms/#")
+
+
 @asynccontextmanager
-async def service(broker_url: str, **options: Any) -> AsyncIterator[Service]:
-    """A service that sees all topics but the commands."""
+async def service(broker_url: str, *, sees: Sequence[str] = SEEN, **options: Any) -> AsyncIterator[Service]:
+    """A service that sees all topics but the commands, or those that it is told."""
     url = urlsplit(broker_url)
     assert url.hostname
     async with aiomqtt.Client(url.hostname, url.port or 1883, protocol=aiomqtt.ProtocolVersion.V5, **options) as client:
         it = Service(client)
         receiving = asyncio.create_task(it.receive())
-        for topic in ("devices/+/acks/#", "devices/+/events/#", "devices/+/presence", "inbox/#", "nodes/#", "rooms/#"):
+        for topic in sees:
             await client.subscribe(f"gw/v1/{topic}", qos=1)
         yield it
         receiving.cancel()
