@@ -7,6 +7,7 @@ import secrets
 import signal
 import ssl
 import sys
+from collections.abc import Mapping
 from functools import cache
 from typing import Final
 
@@ -26,7 +27,9 @@ from gateway.metrics import Metrics
 from gateway.mqtt import Credentials
 from gateway.mqtt.link import Backoff
 from gateway.node import Node
+from gateway.relay import MIN_SECRET_BYTES, Relay
 from gateway.rooms import RoomPolicy, Rooms
+from gateway.settings import ConfigError
 from gateway.sockets import Socket, SocketServer
 from gateway.surroundings import LinkSettings, Surroundings, now_rfc3339
 from gateway.tokens import token_reader
@@ -56,10 +59,11 @@ class Gateway:
         rooms: Rooms[Socket] = Rooms()
         tokens = token_reader(config.tokens, os.environ, self._files)
         self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), tokens, metrics)
-        self._sockets = SocketServer(self._door, _engine_options(config), config.devices.path)
         own = _credentials(config.mqtt.url)
         life = Life(config.node, now_rfc3339())
-        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), metrics)
+        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), metrics, config.relay.advertise)
+        self._relay = _relay(config, os.environ, self._node.relays, metrics)
+        self._sockets = SocketServer(self._door, _engine_options(config), config.devices.path, self._relay)
         around = Surroundings(
             life=life,
             topics=topics,
@@ -137,6 +141,8 @@ class Gateway:
             await self._authenticator.close()
         await self._devices.drain(self._config.devices.drain_s)
         await self._sockets.shutdown()
+        if self._relay is not None:
+            await self._relay.close()
         await self._node.close()
         await self._stop_listening()
         log.info("gateway stopped")
@@ -260,6 +266,27 @@ def _engine_options(config: Config) -> EngineOptions:
         cookie=devices.cookie or None,
         compress_polls_over_bytes=COMPRESS_OVER_BYTES if devices.compress_polls else None,
         deflate_websockets_over_bytes=COMPRESS_OVER_BYTES if devices.deflate_websockets else None,
+    )
+
+
+def _relay(config: Config, environ: Mapping[str, str], peers: Mapping[str, str], metrics: Metrics) -> Relay | None:
+    """What relays to other nodes, None where this one has no address for them. Raises ConfigError."""
+    settings, devices = config.relay, config.devices
+    if not settings.advertise:
+        return None
+    secret = environ.get(settings.secret_env, "").encode()
+    if len(secret) < MIN_SECRET_BYTES:
+        expected = f"expected at least {MIN_SECRET_BYTES} bytes, which all nodes share"
+        problem = f"environment {settings.secret_env}: {expected}"
+        raise ConfigError([problem])
+    return Relay(
+        config.node,
+        secret,
+        peers,
+        max_requests=settings.max_requests,
+        max_bytes=devices.max_payload_bytes,
+        poll_s=devices.ping_interval_s + devices.ping_timeout_s,
+        relayed=metrics.sockets.relayed,
     )
 
 

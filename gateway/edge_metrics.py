@@ -10,6 +10,7 @@ from gateway.mqtt import Down, Dropped, LinkEvent, Opened, Published, Refused, U
 from gateway.session_metrics import MICRO_S, PRESENCES, WAIT_S
 
 GENERATIONS: Final = ("3", "4")
+RELAYED: Final = ("poll", "websocket", "failed", "gone", "full")
 ROLES: Final = ("device", "viewer", "stranger")
 VERDICTS: Final = ("accepted", "denied", "moved", "full", "abandoned")  # of an admission, which waits for one
 PUBLISH_S: Final = (
@@ -47,6 +48,7 @@ class SocketMetrics:
         self._authentication_duration = make.histogram(
             "gateway_authentication_duration_seconds", "From authentication to its answer.", WAIT_S, outcome=VERDICTS
         )
+        self._relayed = make.counter("gateway_relayed_total", "Requests of sessions of other nodes.", what=RELAYED)
         self.takeovers = make.counter("gateway_takeovers_total", "Devices that went to another node.")[()]
         self.flaps = make.counter("gateway_flaps_total", "Of these, devices that go back and forth.")[()]
         self.pauses = make.counter("gateway_device_pauses_total", "How often a device was not read for a while.")[()]
@@ -74,6 +76,10 @@ class SocketMetrics:
         self._authentications[outcome].n += 1
         if took_s is not None:
             self._authentication_duration[outcome].observe(took_s)
+
+    def relayed(self, what: str) -> None:
+        """A request of another node's session was relayed, or could not be."""
+        self._relayed[what].n += 1
 
     def count_devices(self, linked: Callable[[], int]) -> None:
         """Count devices from here on: `linked` is how many have a link here, and those online have a socket."""

@@ -18,6 +18,7 @@ from gateway.engine.connection import Connection, Pending
 from gateway.engine.effects import CloseReason
 from gateway.engine.faults import PeerFaults
 from gateway.engine.options import EngineOptions
+from gateway.engine.server import Relay
 from gateway.instruments import Count
 from gateway.rooms import Grant
 from gateway.socketio_server import Packet, Server
@@ -120,15 +121,17 @@ class SocketServer:
     Args:
         owner: told what happens on them.
         path: where devices connect, with and without a slash at its end.
+        relay: to the nodes that may have what is not here.
     """
 
-    def __init__(self, owner: SocketOwner, options: EngineOptions, path: str) -> None:
+    def __init__(self, owner: SocketOwner, options: EngineOptions, path: str, relay: Relay | None = None) -> None:
         self._owner = owner
         self._path = path
         self._numbers = count(1)
         self._by_number: dict[int, Socket] = {}
         self._by_engine_sid: dict[str, Socket] = {}
         self._server = _Server(self, options)
+        self._server.eio.relay = relay
         self._server.on("connect", self._connected)
         self._server.on("disconnect", self._disconnected)
         self._server.eio.on_upgraded = self._upgraded

@@ -1,13 +1,16 @@
 """What the README lists is complete: a table that somebody forgot to extend is worse than none."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 import pytest
 
+from gateway import config
 from gateway.catalog import EVENTS, Event
+from gateway.config import Config, RoomRule
 from gateway.engine.effects import CloseReason
 from gateway.payloads import Ack
 
@@ -40,6 +43,20 @@ def test_each_event_is_in_the_table(event: Event) -> None:
 @pytest.mark.parametrize("reason", CloseReason)
 def test_each_reason_for_a_close_is_in_the_table(reason: CloseReason) -> None:
     assert reason in ROWS
+
+
+def test_the_rules_of_rooms_can_be_pasted() -> None:
+    default, open_rooms = (
+        config.resolve(tomllib.loads(text), {}, {}).rooms.rules
+        for text in re.findall(r"```toml\n(\[rooms\]\n.*?)```", README, re.DOTALL)
+    )
+    assert default == Config().rooms.rules
+    assert [rule.allow for rule in open_rooms] == ["self", "anyone", "token"]
+
+
+@pytest.mark.parametrize("whom", get_args(msgspec.structs.fields(RoomRule)[1].type))
+def test_whom_a_rule_may_allow_is_in_the_table(whom: str) -> None:
+    assert whom in ROWS
 
 
 def test_one_serial_and_one_file_name() -> None:

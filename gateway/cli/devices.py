@@ -24,7 +24,8 @@ PEPPER = click.option(
 def devices() -> None:
     """Keep the file of devices that `serve --auth file:PATH` reads.
 
-    A gateway that runs notices changes by itself, when the next device authenticates.
+    A gateway that runs notices changes by itself. Devices that are removed, or get another key, are disconnected
+    within seconds.
     """
 
 
@@ -102,8 +103,8 @@ def import_(source: TextIO, path: Path, pepper_env: str) -> None:
 def rotate(serial: str, path: Path, pepper_env: str) -> None:
     """Give a device a new random key, and print it.
 
-    It is not kept anywhere else: the file has only its hash. If the device is connected it stays so until
-    its socket closes. Exit status 1 if it is not in the file.
+    It is not kept anywhere else: the file has only its hash. If the device is connected it is disconnected
+    within seconds. Exit status 1 if it is not in the file.
 
     \b
     gateway devices rotate --file devices.txt AC4178234411
@@ -131,7 +132,7 @@ def rotate(serial: str, path: Path, pepper_env: str) -> None:
 def remove(serial: str, path: Path) -> None:
     """Remove a device from the file.
 
-    If it is connected it stays so until its socket closes. Exit status 1 if it is not in the file.
+    If it is connected it is disconnected within seconds. Exit status 1 if it is not in the file.
     """
     from gateway import keyfile
 

@@ -19,7 +19,7 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from http.cookies import SimpleCookie
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 
@@ -47,6 +47,19 @@ GRAIN_S: Final = 0.05  # how late a heartbeat may be
 GRAINS_PER_INTERVAL: Final = 32  # and at most this part of an interval below a second or two
 
 
+class Relay(Protocol):
+    """Other servers behind the same balancer, which may have the session of a request that comes here."""
+
+    def new_sid(self) -> str:
+        """An id that nobody can guess, and that names this server."""
+
+    def is_forged(self, request: web.Request) -> bool:
+        """Whether a request claims to come from another server, and does not."""
+
+    async def serve(self, request: web.Request, sid: str) -> web.StreamResponse | None:
+        """The answer of the server that has the session; None where no other can have it."""
+
+
 class EngineServer:
     """Engine.IO 3 and 4 on aiohttp. Used from one event loop."""
 
@@ -58,6 +71,7 @@ class EngineServer:
         self.on_message: Callable[[Connection, str | bytes], Pending] = _ignore
         self.on_closed: Callable[[Connection, CloseReason], Pending] = _ignore
         self.on_upgraded: Callable[[Connection], None] = _ignore
+        self.relay: Relay | None = None
         self._connections: dict[str, Connection] = {}
         self._unadmitted: set[str] = set()
         self._callbacks: set[asyncio.Future[object]] = set()
@@ -113,7 +127,7 @@ class EngineServer:
         """Serve one HTTP request or WebSocket."""
         origin = request.headers.get("Origin")
         allowed = origin is None or self._is_allowed(origin, request.host)
-        if not allowed:
+        if not allowed or (self.relay is not None and self.relay.is_forged(request)):
             response: web.StreamResponse = polling.refuse(polling.FORBIDDEN)
         elif request.method == "OPTIONS":
             response = web.Response(status=204, headers=_preflight(request))
@@ -144,7 +158,8 @@ class EngineServer:
         if connection is not None:
             connection.tick()  # so that a session is never found alive past its deadline
         if connection is None or sid not in self._connections:
-            return polling.refuse(polling.UNKNOWN_SID)
+            relayed = None if self.relay is None else await self.relay.serve(request, sid)
+            return relayed or polling.refuse(polling.UNKNOWN_SID)
         return await self._continue(request, connection, upgrade=upgrade)
 
     async def _continue(self, request: web.Request, connection: Connection, *, upgrade: bool) -> web.StreamResponse:
@@ -284,6 +299,8 @@ class EngineServer:
 
     def generate_id(self) -> str:
         """A new id that nobody can guess."""
+        if self.relay is not None:
+            return self.relay.new_sid()
         return secrets.token_urlsafe(15)
 
     def create_event(self) -> asyncio.Event:
