@@ -23,10 +23,12 @@ from gateway.devices import Devices
 from gateway.engine.options import EngineOptions
 from gateway.frontdoor import FrontDoor
 from gateway.limits import Budget, Limits, Pace, Shared
+from gateway.logs import LogHandler
 from gateway.metrics import Metrics
 from gateway.mqtt import Credentials
 from gateway.mqtt.link import Backoff
 from gateway.node import Node
+from gateway.pulse import Pulse
 from gateway.relay import MIN_SECRET_BYTES, Relay
 from gateway.rooms import RoomPolicy, Rooms
 from gateway.settings import ConfigError
@@ -45,8 +47,10 @@ KEEP_ALIVE_S: Final = 75.0  # of an idle HTTP connection: longer than the pause 
 class Gateway:
     """One node. `start()` raises OSError when it cannot listen, ConfigError when a file is not usable."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, log_handler: LogHandler | None = None) -> None:
+        """`log_handler` is what `logs.configure` returned, to be counted and kept going."""
         self._config = config
+        self._log_handler = log_handler
         self._draining = False
         self._listeners: dict[str, web.AppRunner] = {}
         self._sites: dict[str, web.TCPSite] = {}
@@ -86,7 +90,10 @@ class Gateway:
         self._read_metrics(metrics, around, rooms)
         self._door.serve(self._sockets, self._devices)
         contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
-        self._admin = admin.application(self._reasons, admin.registry(metrics.instruments), contract)
+        self._pulse = Pulse(metrics.node.loop_lag.observe, self._beat)
+        self._admin = admin.application(
+            lambda: self._pulse.late_s, self._reasons, admin.registry(metrics.instruments), contract
+        )
 
     @property
     def device_url(self) -> str:
@@ -108,6 +115,7 @@ class Gateway:
         except OSError:
             await self._stop_listening()
             raise
+        self._pulse.start()
         self._node.open(self._sockets)
         self._tasks.append(asyncio.create_task(self._adopt(), name="adopt"))
         self._tasks.append(asyncio.create_task(self._files.run(), name="files"))
@@ -145,7 +153,12 @@ class Gateway:
             await self._relay.close()
         await self._node.close()
         await self._stop_listening()
+        self._pulse.stop()
         log.info("gateway stopped")
+
+    def _beat(self) -> None:
+        if self._log_handler is not None:
+            self._log_handler.tell_suppressed()
 
     async def _adopt(self) -> None:
         if not self._devices.adopts:
@@ -176,6 +189,8 @@ class Gateway:
         metrics.node.ready.read(lambda: not self._reasons())
         metrics.node.reloads.read(lambda: self._files.reads, "ok")
         metrics.node.reloads.read(lambda: self._files.failures, "failed")
+        if (handler := self._log_handler) is not None:
+            metrics.node.read_log(handler.records, lambda: handler.suppressed)
 
     async def _listen(self, name: str, app: web.Application, where: Listen) -> None:
         runner = web.AppRunner(
@@ -207,15 +222,15 @@ class Gateway:
 
 def run(config: Config) -> None:
     """Run a node until SIGTERM or SIGINT. Raises OSError, ConfigError."""
-    logs.configure(config.log)
+    log_handler = logs.configure(config.log)
     try:
-        uvloop.run(_serve(config))
+        uvloop.run(_serve(config, log_handler))
     except asyncio.CancelledError:
         log.warning("stopped at once: the broker will say offline for the devices")
         sys.exit(1)
 
 
-async def _serve(config: Config) -> None:
+async def _serve(config: Config, log_handler: LogHandler) -> None:
     """Run until the first signal, then stop in good order; the second ends it at once."""
     stop = asyncio.Event()
     loop, serving = asyncio.get_running_loop(), asyncio.current_task()
@@ -226,7 +241,7 @@ async def _serve(config: Config) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    gateway = Gateway(config)
+    gateway = Gateway(config, log_handler)
     loop.add_signal_handler(signal.SIGHUP, gateway.reload)
     await gateway.start()
     await stop.wait()
