@@ -5,6 +5,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final
 
+from gateway.admission import Refusal
 from gateway.engine.effects import CloseReason, Transport
 from gateway.instruments import Count, Instruments
 from gateway.logs import LEVELS
@@ -49,9 +50,12 @@ class SocketMetrics:
         self._authentication_duration = make.histogram(
             "gateway_authentication_duration_seconds", "From authentication to its answer.", WAIT_S, outcome=VERDICTS
         )
-        self._relayed = make.counter("gateway_relayed_total", "Requests of sessions of other nodes.", what=RELAYED)
+        self.refusals = make.counter(
+            "gateway_refusals_total", "What peers were refused, or slowed down in.", reason=map(str, Refusal)
+        )
         self.takeovers = make.counter("gateway_takeovers_total", "Devices that went to another node.")[()]
         self.flaps = make.counter("gateway_flaps_total", "Of these, devices that go back and forth.")[()]
+        self._relayed = make.counter("gateway_relayed_total", "Requests of sessions of other nodes.", what=RELAYED)
         self.pauses = make.counter("gateway_device_pauses_total", "How often a device was not read for a while.")[()]
 
     def connected(self, generation: int, transport: str) -> Count:
@@ -72,15 +76,15 @@ class SocketMetrics:
         counted.n -= 1
         self._closes[role, str(reason)].n += 1
 
+    def relayed(self, what: str) -> None:
+        """What became of a request of another node's session."""
+        self._relayed[what].n += 1
+
     def authenticated(self, outcome: str, took_s: float | None = None) -> None:
         """What became of an authentication, and how long it took unless it was malformed."""
         self._authentications[outcome].n += 1
         if took_s is not None:
             self._authentication_duration[outcome].observe(took_s)
-
-    def relayed(self, what: str) -> None:
-        """A request of another node's session was relayed, or could not be."""
-        self._relayed[what].n += 1
 
     def count_devices(self, linked: Callable[[], int]) -> None:
         """Count devices from here on: `linked` is how many have a link here, and those online have a socket."""

@@ -63,3 +63,12 @@ def test_one_serial_and_one_file_name() -> None:
     """Examples that name different things cannot be followed one after the other."""
     assert set(re.findall(r"AC\d+", README)) == {"AC4178234411"}
     assert set(re.findall(r"[\w.]+\.toml", README)) == {"gateway.toml"}
+
+
+def test_what_security_md_claims_is_shown_by_tests_that_exist() -> None:
+    security = (Path(__file__).parent.parent / "SECURITY.md").read_text("utf-8")
+    claims = re.findall(r"`((?:\w+/)*test_\w+\.py)(?:::(test_\w+))?`", security)
+    assert len(claims) > 30
+    for file, name in claims:
+        text = (Path(__file__).parent / file).read_text("utf-8")
+        assert f"def {name}(" in text if name else text, f"{file}::{name}"

@@ -88,8 +88,9 @@ async def gateway(
     flags = ("--listen", listen, "--admin", "127.0.0.1:0", "--log-format", "json", "--mqtt", broker_url)
     auth = () if any(argument == "--auth" for argument in arguments) else ("--auth", "open")
     command = (sys.executable, "-X", "dev", "-m", "gateway", "serve", *flags, *auth, *arguments)
+    env = {**os.environ, "GATEWAY_ACCEPT": "anonymous-rooms", **(environ or {})}
     process = await asyncio.create_subprocess_exec(
-        *command, *(("--config", config) if config else ()), stderr=PIPE, env={**os.environ, **(environ or {})}
+        *command, *(("--config", config) if config else ()), stderr=PIPE, env=env
     )
     node = Node(process)
     try:
