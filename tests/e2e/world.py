@@ -241,3 +241,13 @@ async def service(broker_url: str, *, sees: Sequence[str] = SEEN, **options: Any
         receiving.cancel()
         with suppress(asyncio.CancelledError):
             await receiving
+
+
+def read_all(terminal: int) -> str:
+    """What was written to a terminal until its other side closed."""
+    chunks = []
+    with suppress(OSError):  # EIO: the other side closed
+        while chunk := os.read(terminal, 65536):
+            chunks.append(chunk)
+    os.close(terminal)
+    return b"".join(chunks).decode()
