@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from gateway.cli.options import AS_JSON, BROKER, FILE, POSITIVE, PREFIX, Refused, check_broker
+from gateway.cli.terminal import printable
 
 if TYPE_CHECKING:
     from gateway.client import Called, Fleet
@@ -176,13 +177,13 @@ async def _many(fleet: "Fleet", serials: list[str], command: Command, concurrenc
 
 def _line(called: "Called") -> str:
     error = called.outcome.error if called.outcome else None
-    return f"{called.serial}  {called.status}{f': {error}' if error else ''}"
+    return printable(f"{called.serial}  {called.status}{f': {error}' if error else ''}")
 
 
 def _print(outcome: Any, *, err: bool = False) -> None:
     import msgspec
 
-    click.echo(msgspec.json.encode(outcome).decode(), err=err)
+    click.echo(printable(msgspec.json.encode(outcome).decode()), err=err)
 
 
 @contextmanager
