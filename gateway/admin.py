@@ -9,6 +9,7 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 INDEX = """\
 socketio-mqtt-gateway
@@ -19,11 +20,13 @@ socketio-mqtt-gateway
 """
 
 
-def registry() -> CollectorRegistry:
-    """A new registry that has the metrics of the process, the platform and the garbage collector."""
+def registry(*collectors: Collector) -> CollectorRegistry:
+    """A new registry of these, and the metrics of the process, the platform and the garbage collector."""
     fresh = CollectorRegistry()
-    for collector in (ProcessCollector, PlatformCollector, GCCollector):
-        collector(registry=fresh)
+    for collector in collectors:
+        fresh.register(collector)
+    for of_process in (ProcessCollector, PlatformCollector, GCCollector):
+        of_process(registry=fresh)
     return fresh
 
 

@@ -15,23 +15,29 @@ import uvloop
 from aiohttp import web
 
 from gateway import __version__, admin, asyncapi, logs
-from gateway.addresses import BrokerUrl, Listen
+from gateway.addresses import BrokerUrl
+from gateway.admission import Admission, AdmissionLimits
 from gateway.auth.choice import authenticator
+from gateway.bearer import admin_token, guard
 from gateway.commands import CommandReader, Policy
 from gateway.config import Config, catalog_of
-from gateway.device import LinkSettings, Surroundings, now_rfc3339
 from gateway.devices import Devices
 from gateway.engine.options import EngineOptions
+from gateway.engine.peers import PeerLimits
+from gateway.exposures import exposures
 from gateway.frontdoor import FrontDoor
 from gateway.limits import Budget, Limits, Pace, Shared
+from gateway.listener import Listener
 from gateway.metrics import Metrics
 from gateway.mqtt import Credentials
 from gateway.mqtt.link import Backoff
 from gateway.node import Node
+from gateway.proxies import Proxies
 from gateway.relay import MIN_SECRET_BYTES, Relay
 from gateway.rooms import RoomPolicy, Rooms
 from gateway.settings import ConfigError
 from gateway.sockets import Socket, SocketServer
+from gateway.surroundings import LinkSettings, Surroundings, now_rfc3339
 from gateway.tokens import token_reader
 from gateway.topics import Life, Topics
 from gateway.watched import Files
@@ -39,7 +45,7 @@ from gateway.watched import Files
 log = logging.getLogger(__name__)
 
 COMPRESS_OVER_BYTES: Final = 1024  # below, it costs more than it saves
-KEEP_ALIVE_S: Final = 75.0  # of an idle HTTP connection: longer than the pause between two polls of a sleepy device
+KEY_DELAY_SHARE: Final = 1 / 3  # of the time to authenticate: how long one who guesses keys waits at most
 
 
 class Gateway:
@@ -48,23 +54,24 @@ class Gateway:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._draining = False
-        self._listeners: dict[str, web.AppRunner] = {}
-        self._sites: dict[str, web.TCPSite] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._files = Files()
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
-        registry = admin.registry()
         catalog = catalog_of(config.catalog)
-        metrics = Metrics(registry, catalog)
+        metrics = Metrics(catalog, config.node)
         links = _link_settings(config)
         rooms: Rooms[Socket] = Rooms()
+        admission, proxies = Admission(_admission_limits(config)), Proxies(config.admission.trusted_proxies)
         tokens = token_reader(config.tokens, os.environ, self._files)
-        self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), tokens, metrics)
+        self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), tokens, admission, metrics)
         own = _credentials(config.mqtt.url)
         life = Life(config.node, now_rfc3339())
-        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), config.relay.advertise)
+        relay = config.relay.advertise
+        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), metrics, relay)
         self._relay = _relay(config, os.environ, self._node.relays, metrics)
-        self._sockets = SocketServer(self._door, _engine_options(config), config.devices.path, self._relay)
+        self._sockets = SocketServer(
+            self._door, _engine_options(config), config.devices.path, admission, proxies, self._relay
+        )
         around = Surroundings(
             life=life,
             topics=topics,
@@ -84,32 +91,50 @@ class Gateway:
         )
         self._devices = Devices(around, self._authenticator, own, config.devices.max_devices)
         self._open_rooms = [rule.match for rule in config.rooms.rules if rule.allow == "anyone"]
-        metrics.devices.set_function(lambda: len(self._devices))
-        metrics.anonymous_room_rules.set(len(self._open_rooms))
+        self._read_metrics(metrics, around, rooms)
         self._door.serve(self._sockets, self._devices)
         contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
-        self._admin = admin.application(self._reasons, registry, contract)
+        devices = web.Application()
+        self._sockets.attach(devices)
+        pages = admin.application(self._reasons, admin.registry(metrics.instruments), contract)
+        pages.middlewares.append(guard(admin_token(config.admin.token_env, os.environ), self._door.refused))
+        self._ports = {
+            "devices": Listener(
+                "devices.listen",
+                config.devices.listen,
+                devices,
+                self._door.refused,
+                limits=_peer_limits(config),
+                proxies=proxies,
+            ),
+            "admin": Listener(
+                "admin.listen",
+                config.admin.listen,
+                pages,
+                self._door.refused,
+            ),
+        }
 
     @property
     def device_url(self) -> str:
         """Where devices connect, once started; the path is the configured one."""
-        return self._url("devices")
+        return self._ports["devices"].url
 
     @property
     def admin_url(self) -> str:
         """Where health and metrics are, once started."""
-        return self._url("admin")
+        return self._ports["admin"].url
 
     async def start(self) -> None:
         """Listen for devices and operators, and connect to the broker in the background."""
-        app = web.Application()
-        self._sockets.attach(app)
         try:
-            await self._listen("devices", app, self._config.devices.listen)
-            await self._listen("admin", self._admin, self._config.admin.listen)
+            for port in self._ports.values():
+                await port.start()
         except OSError:
             await self._stop_listening()
             raise
+        for exposure in exposures(self._config):
+            log.warning("accepted exposure", extra={"exposure": exposure.name, "what": exposure.what})
         self._node.open(self._sockets)
         self._tasks.append(asyncio.create_task(self._adopt(), name="adopt"))
         self._tasks.append(asyncio.create_task(self._files.run(), name="files"))
@@ -137,7 +162,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
-        await self._sites["devices"].stop()
+        await self._ports["devices"].stop_accepting()
         await self._door.close()
         if self._authenticator is not None:
             await self._authenticator.close()
@@ -165,32 +190,23 @@ class Gateway:
             *(["full: devices.max_devices are here"] if self._devices.full else []),
         ]
 
-    async def _listen(self, name: str, app: web.Application, where: Listen) -> None:
-        runner = web.AppRunner(
-            app,
-            access_log=None,
-            handle_signals=False,
-            handler_cancellation=True,
-            auto_decompress=False,  # no client compresses what it posts, and 65 KB of a stranger's would become 64 MB
-            shutdown_timeout=1.0,
-        )
-        self._listeners[name] = runner
-        await runner.setup()
-        self._sites[name] = site = web.TCPSite(runner, where.host, where.port)
-        try:
-            await site.start()
-        except OSError as problem:
-            why = os.strerror(problem.errno) if problem.errno and problem.errno > 0 else problem
-            raise OSError(f"{name}.listen: {where}: {why}") from None
+    def _read_metrics(self, metrics: Metrics, around: Surroundings, rooms: Rooms[Socket]) -> None:
+        """Let each gauge be asked for when the metrics are."""
+        metrics.sockets.count_devices(lambda: len(self._devices))
+        metrics.links.count_links(lambda: len(self._devices))
+        metrics.links.up.read(lambda: not self._node.trouble)
+        metrics.links.waiting_bytes.read(lambda: around.waiting_bytes.used)
+        metrics.sessions.count_open(lambda: around.shared.commands.used, lambda: around.shared.bytes.used)
+        metrics.rooms.rooms.read(lambda: len(rooms))
+        metrics.rooms.sockets.read(lambda: rooms.memberships)
+        metrics.rooms.anonymous_rules.read(lambda: len(self._open_rooms))
+        metrics.node.ready.read(lambda: not self._reasons())
+        metrics.node.reloads.read(lambda: self._files.reads, "ok")
+        metrics.node.reloads.read(lambda: self._files.failures, "failed")
 
     async def _stop_listening(self) -> None:
-        for runner in self._listeners.values():
-            await runner.cleanup()
-        self._listeners.clear()
-
-    def _url(self, name: str) -> str:
-        host, port = self._listeners[name].addresses[0][:2]
-        return f"http://{Listen(host, port)}"
+        for port in self._ports.values():
+            await port.close()
 
 
 def run(config: Config) -> None:
@@ -246,7 +262,9 @@ def _engine_options(config: Config) -> EngineOptions:
         ping_timeout_s=devices.ping_timeout_s,
         upgrade_timeout_s=devices.upgrade_timeout_s,
         admission_timeout_s=devices.auth_timeout_s,
-        max_handshakes=devices.max_unauthenticated,
+        request_timeout_s=config.admission.request_timeout_s,
+        messages_per_s=config.admission.messages_per_s,
+        bytes_per_s=config.admission.bytes_per_s,
         max_payload_bytes=devices.max_payload_bytes,
         max_buffer_bytes=devices.max_buffer_bytes,
         origins=devices.origins,
@@ -274,7 +292,30 @@ def _relay(config: Config, environ: Mapping[str, str], peers: Mapping[str, str],
         max_requests=settings.max_requests,
         max_bytes=devices.max_payload_bytes,
         poll_s=devices.ping_interval_s + devices.ping_timeout_s,
-        relayed=lambda what: metrics.relayed[what].inc(),
+        relayed=metrics.sockets.relayed,
+    )
+
+
+def _admission_limits(config: Config) -> AdmissionLimits:
+    admission = config.admission
+    return AdmissionLimits(
+        handshakes_per_s=admission.handshakes_per_s,
+        handshakes_per_address_per_s=admission.handshakes_per_address_per_s,
+        max_strangers=admission.max_unauthenticated,
+        max_strangers_per_address=admission.max_unauthenticated_per_address,
+        max_viewers=admission.max_viewers,
+        max_viewers_per_address=admission.max_viewers_per_address,
+        max_key_delay_s=config.devices.auth_timeout_s * KEY_DELAY_SHARE,
+    )
+
+
+def _peer_limits(config: Config) -> PeerLimits:
+    admission = config.admission
+    return PeerLimits(
+        head_s=admission.request_timeout_s,
+        max_waiting=admission.max_unauthenticated,
+        max_waiting_per_address=admission.max_unauthenticated_per_address,
+        max_request_bytes=2 * config.devices.max_payload_bytes,  # chunks have an overhead
     )
 
 

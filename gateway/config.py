@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from msgspec import Meta, Struct, field
 
-from gateway.addresses import BrokerUrl, Listen
+from gateway.addresses import BrokerUrl, Listen, Network
 from gateway.catalog import Catalog
 from gateway.own_events import BadEvents, read_events
 from gateway.settings import ConfigError, Reading, as_toml, expected, merged, settings_of, suggestion
@@ -45,6 +45,8 @@ def _text(expected: str, pattern: str) -> Meta:
 _LEVEL: Final = r"[^+#/\s\x00-\x1f\x7f]+"  # one topic level that needs no quoting anywhere
 
 Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max, extra={"expected": "a number > 0"})]
+Accepted = Literal["open-auth", "anonymous-rooms", "admin-without-token", "plain-mqtt"]
+Rate = Annotated[float, Meta(ge=0.01, le=1e9, extra={"expected": "a number from 0.01 to 1000000000"})]
 Count = Annotated[int, _whole(1, 1_000_000)]
 UInt16 = Annotated[int, _whole(1, 65_535)]
 SecondsOrNone = Annotated[float, Meta(ge=0, le=sys.float_info.max, extra={"expected": "a number >= 0"})]
@@ -79,7 +81,6 @@ class Devices(Struct, frozen=True, forbid_unknown_fields=True):
     max_buffer_bytes: Annotated[Bytes, _about("What may wait for a device before it is closed as slow")] = 1_048_576
     auth_timeout_s: Annotated[Seconds, _about("Time to authenticate, or to join a room, before it is closed")] = 30.0
     max_devices: Annotated[Count, _about("Devices whose links one node has; more are sent away")] = 50_000
-    max_unauthenticated: Annotated[Count, _about("Sockets that have done neither; more are answered 503")] = 10_000
     upgrade_timeout_s: Annotated[Seconds, _about("Time to move from polling to a WebSocket")] = 10.0
     missing_eio_is_3: Annotated[bool, _about("Take clients that name no Engine.IO version for version 3")] = False
     compress_polls: Annotated[bool, _about("Compress long polls of clients that accept it")] = True
@@ -95,10 +96,28 @@ class Relay(Struct, frozen=True, forbid_unknown_fields=True):
     max_requests: Annotated[Count, _about("Polls and WebSockets that are relayed at a time")] = 10_000
 
 
+class Admission(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may come in, how fast, and how many."""
+
+    trusted_proxies: Annotated[tuple[Network, ...], _about("Networks whose X-Forwarded-For is believed")] = ()
+    handshakes_per_s: Annotated[Rate, _about("Handshakes of all clients; 20 s' worth at once, over it 503")] = 1000.0
+    handshakes_per_address_per_s: Annotated[Rate, _about("The same for one address, or /64 of IPv6")] = 50.0
+    max_unauthenticated: Annotated[Count, _about("Sockets that are nobody yet, and connections without a request")] = (
+        10_000
+    )
+    max_unauthenticated_per_address: Annotated[Count, _about("The same from one address: the oldest are closed")] = 1000
+    max_viewers: Annotated[Count, _about("Sockets in rooms that are no devices; more may not join")] = 10_000
+    max_viewers_per_address: Annotated[Count, _about("The same from one address")] = 1000
+    request_timeout_s: Annotated[Seconds, _about("Time for a request's head, and for what a stranger posts")] = 20.0
+    messages_per_s: Annotated[Rate, _about("Messages of one device; 10 s' worth at once, over it it is slowed")] = 500.0
+    bytes_per_s: Annotated[Rate, _about("The same for their size")] = 1_000_000.0
+
+
 class Admin(Struct, frozen=True, forbid_unknown_fields=True):
     """The operator's side: health and metrics."""
 
     listen: Annotated[Listen, _about("Where /healthz, /readyz and /metrics are")] = Listen("127.0.0.1", 9464)
+    token_env: Annotated[VariableOrNone, _about("What holds the bearer token of the pages; none if empty")] = ""
 
 
 class Mqtt(Struct, frozen=True, forbid_unknown_fields=True):
@@ -198,8 +217,10 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting of one node; the sections are those of the file."""
 
     node: Annotated[NodeName, _about("A name that no other node has")] = field(default_factory=_node_of_host)
+    accept: Annotated[tuple[Accepted, ...], _about("What is open on purpose, and not refused")] = ()
     devices: Devices = Devices()
     relay: Relay = Relay()
+    admission: Admission = Admission()
     admin: Admin = Admin()
     mqtt: Mqtt = Mqtt()
     auth: Auth = Auth()
@@ -270,7 +291,7 @@ def example() -> str:
             lines += ["", f"[{section}]"]
         lines.append(f"# {get_args(annotation)[-1].description}: {expected(annotation)}.")
         value = as_toml(attrgetter(path)(Config()))
-        lines.append(f"{key} = {value}" if section else '# node = "gw-1"  # gw- and the name of the host')
+        lines.append('# node = "gw-1"  # gw- and the name of the host' if path == "node" else f"{key} = {value}")
     return "\n".join(lines) + "\n"
 
 

@@ -5,13 +5,14 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import TypeVar
 
 import msgspec
 
 from gateway import __version__
 from gateway.commands import read_args
-from gateway.device import LinkSettings, client_id, rfc3339
+from gateway.metrics import Metrics
 from gateway.mqtt import (
     Closed,
     Credentials,
@@ -27,6 +28,7 @@ from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
 from gateway.relay import tag_of
 from gateway.rooms import Rooms
 from gateway.sockets import Socket, SocketServer
+from gateway.surroundings import LinkSettings, client_id, rfc3339
 from gateway.topics import JSON_TYPE, Life, NodeStatus, Presence, RoomTopic, Topics
 
 log = logging.getLogger(__name__)
@@ -58,12 +60,14 @@ class Node:
         credentials: Credentials,
         rooms: Rooms[Socket],
         devices: Callable[[], int],
+        metrics: Metrics,
         relay: str = "",
     ) -> None:
         self._life = life
         self._topics = topics
         self._rooms = rooms
         self._devices = devices
+        self._metrics = metrics
         self._relay = relay
         self.relays: dict[str, str] = {}  # where the other nodes are, by the tag of their names
         self._session_s = links.session_s
@@ -183,6 +187,7 @@ class Node:
 
     def link_event(self, event: LinkEvent) -> None:
         """Emit what comes for rooms; keep the status and readiness."""
+        self._metrics.links.observe(event, "room")
         match event:
             case Received():
                 self._received(event.message)
@@ -261,12 +266,14 @@ class Node:
         args, problem = read_args(message)
         if not isinstance(address, RoomTopic) or problem:
             reason = problem or str(address)
+            self._metrics.sessions.ignored["unusable_room_event"].n += 1
             log.warning("unusable room event", extra={"topic": message.topic[:200], "problem": reason[:200]})
             return
         skipped = dict(message.user_properties).get(ORIGIN)
         sockets = [s for s in self._rooms.members(address.room) if f"{self._life.node} {s.number}" != skipped]
         if sockets:
             self._sockets.emit_to(sockets, address.event, args)
+        self._metrics.rooms.emitted(address.event, len(sockets), monotonic() - self._link.read_at)
 
     def _keep_status(self) -> None:
         """Publish the status again where its numbers have changed, now and every STATUS_EVERY_S."""

@@ -10,6 +10,8 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+FINAL_STATUSES: Final = ("acked", "nacked", "timeout", "lost", "offline", "expired", "rejected")  # of an Outcome
+STATUSES: Final = ("queued", *FINAL_STATUSES)
 MAX_NAME_BYTES: Final = 128  # of a room, event or id before encoding: keeps topics short and memory bounded
 JSON_TYPE: Final = "application/json"
 BINARY_TYPE: Final = "application/octet-stream"

@@ -18,8 +18,12 @@ MAX_LINES = 400  # a longer module has two jobs
 CORES = {
     "gateway",
     "gateway.addresses",
+    "gateway.admission",
     "gateway.auth",
     "gateway.auth.cache",
+    "gateway.crowd",
+    "gateway.exposures",
+    "gateway.proxies",
     "gateway.topics",
     "gateway.catalog",
     "gateway.payloads",

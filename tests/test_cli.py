@@ -108,6 +108,52 @@ def test_check_prints_every_problem(bad_file: Path) -> None:
     assert done.stderr.splitlines() == [BAD[0], expected.replace('"0"', "0"), BAD[1]]
 
 
+EXPOSED = """
+[auth]
+mode = "open"
+[[rooms.rules]]
+match = "*"
+allow = "anyone"
+[admin]
+listen = "0.0.0.0:0"
+[mqtt]
+url = "mqtt://user:s3cret@broker.example"
+"""
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_what_is_open_to_strangers_is_refused_all_at_once(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text(EXPOSED)
+    done = gateway(command, "--config", path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [
+        "auth.mode",
+        "rooms.rules[0]",
+        "admin.listen",
+        "mqtt.url",
+    ]
+    assert "s3cret" not in done.stderr
+
+
+def test_what_is_accepted_is_not_refused(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    accept = ["open-auth", "anonymous-rooms", "admin-without-token", "plain-mqtt"]
+    path.write_text(f"accept = {accept}\n{EXPOSED}")
+    assert gateway("check", "--config", path).returncode == 0
+
+
+@pytest.mark.parametrize(("token", "got"), [(None, "missing"), ("", "missing"), ("short", "too short")])
+def test_check_wants_the_token_of_the_admin_port(tmp_path: Path, token: str | None, got: str) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text('[admin]\ntoken_env = "GATEWAY_ADMIN_TOKEN"\n[auth]\nmode = "file"\nfile = "/none"\n')
+    done = gateway("check", "--config", path, environ={} if token is None else {"GATEWAY_ADMIN_TOKEN": token})
+    assert done.returncode == 2
+    expected = f"environment GATEWAY_ADMIN_TOKEN: {got}, expected a token of at least 16 characters"
+    assert done.stderr.splitlines()[-1] == expected
+    assert len(done.stderr.splitlines()) == 3, "with the problems of the keys"
+
+
 def test_check_reads_the_events_of_a_deployment(tmp_path: Path) -> None:
     own, path = tmp_path / "own.toml", tmp_path / "gateway.toml"
     own.write_text('[[event]]\nname = "blink"\npayload = { type = "objekt" }\n[[event]]\n')

@@ -4,7 +4,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from prometheus_client import CollectorRegistry
 
 from gateway.app import _relay
 from gateway.config import Config
@@ -18,7 +17,7 @@ SECRET = "0123456789abcdef0123456789abcdef"
 
 def made(environ: dict[str, str], **settings: Any) -> Relay | None:
     config = msgspec.structs.replace(Config(), relay=Settings(**settings))
-    return _relay(config, environ, {}, Metrics(CollectorRegistry()))
+    return _relay(config, environ, {}, Metrics())
 
 
 def test_there_is_none_without_an_address() -> None:

@@ -13,7 +13,6 @@ import pytest
 
 from gateway.brokers import LocalBroker
 from tests.clients.install import HERE, installed, program
-from tests.e2e.test_faults import metrics
 from tests.e2e.test_rolling_restart import nginx
 from tests.e2e.world import PATH, Node, Service, gateway
 
@@ -51,7 +50,7 @@ async def plate(client: str, url: str, mode: str, serial: str) -> Process:
 
 
 async def relayed(nodes: dict[str, Node], what: str) -> float:
-    return sum([(await metrics(node))[f'gateway_relayed_total{{what="{what}"}}'] for node in nodes.values()])
+    return sum([await node.metric("gateway_relayed_total", what=what) for node in nodes.values()])
 
 
 async def command(api: Service, serial: str, number: int) -> str:
