@@ -29,10 +29,12 @@ from gateway.mqtt.link import Backoff
 from gateway.node import Node
 from gateway.rooms import RoomPolicy, Rooms
 from gateway.sockets import Socket, SocketServer
+from gateway.systemd import ServiceManager
 from gateway.topics import Life, Topics
 
 log = logging.getLogger(__name__)
 
+STOP_MARGIN_S: Final = 20.0  # beyond `drain_s`: for the last publishes, and for sessions that are given up
 COMPRESS_OVER_BYTES: Final = 1024  # below, it costs more than it saves
 KEEP_ALIVE_S: Final = 75.0  # of an idle HTTP connection: longer than the pause between two polls of a sleepy device
 
@@ -186,9 +188,12 @@ async def _serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
     gateway = Gateway(config)
-    await gateway.start()
-    await stop.wait()
-    await gateway.stop()
+    with ServiceManager(os.environ) as manager:
+        await gateway.start()
+        manager.ready()
+        await stop.wait()
+        manager.stopping(config.devices.drain_s + STOP_MARGIN_S)
+        await gateway.stop()
 
 
 def _link_settings(config: Config) -> LinkSettings:
