@@ -14,6 +14,7 @@ from gateway.cli.devices import devices
 from gateway.cli.options import Refused
 from gateway.cli.serve import check, demo, serve
 from gateway.cli.simulate import simulate
+from gateway.cli.token import token
 from gateway.cli.watch import presence, watch
 
 
@@ -43,7 +44,7 @@ def _read_secret_files() -> None:
         raise Refused(str(error)) from None
 
 
-for command in (serve, check, demo, call, watch, presence, devices, simulate, asyncapi):
+for command in (serve, check, demo, call, watch, presence, devices, token, simulate, asyncapi):
     main.add_command(command)
 
 

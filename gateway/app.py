@@ -15,7 +15,7 @@ from aiohttp import web
 
 from gateway import __version__, admin, asyncapi, logs
 from gateway.addresses import BrokerUrl, Listen
-from gateway.auth import authenticator
+from gateway.auth.choice import authenticator
 from gateway.commands import CommandReader, Policy
 from gateway.config import Config, catalog_of
 from gateway.device import LinkSettings, Surroundings, now_rfc3339
@@ -30,7 +30,9 @@ from gateway.node import Node
 from gateway.rooms import RoomPolicy, Rooms
 from gateway.sockets import Socket, SocketServer
 from gateway.systemd import ServiceManager
+from gateway.tokens import token_reader
 from gateway.topics import Life, Topics
+from gateway.watched import Files
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +49,16 @@ class Gateway:
         self._draining = False
         self._listeners: dict[str, web.AppRunner] = {}
         self._sites: dict[str, web.TCPSite] = {}
-        self._adopting: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._files = Files()
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
         registry = admin.registry()
         catalog = catalog_of(config.catalog)
         metrics = Metrics(registry, catalog)
         links = _link_settings(config)
         rooms: Rooms[Socket] = Rooms()
-        self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), metrics)
+        tokens = token_reader(config.tokens, os.environ, self._files)
+        self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), tokens, metrics)
         self._sockets = SocketServer(self._door, _engine_options(config), config.devices.path)
         own = _credentials(config.mqtt.url)
         life = Life(config.node, now_rfc3339())
@@ -73,8 +77,13 @@ class Gateway:
             node_link=self._node,
             metrics=metrics,
         )
-        self._devices = Devices(around, authenticator(config.auth, os.environ), own, config.devices.max_devices)
+        self._authenticator = authenticator(
+            config.auth, os.environ, self._files, lambda serials: self._devices.revoke(serials)
+        )
+        self._devices = Devices(around, self._authenticator, own, config.devices.max_devices)
+        self._open_rooms = [rule.match for rule in config.rooms.rules if rule.allow == "anyone"]
         metrics.devices.set_function(lambda: len(self._devices))
+        metrics.anonymous_room_rules.set(len(self._open_rooms))
         self._door.serve(self._sockets, self._devices)
         contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
         self._admin = admin.application(self._reasons, registry, contract)
@@ -100,7 +109,10 @@ class Gateway:
             await self._stop_listening()
             raise
         self._node.open(self._sockets)
-        self._adopting = asyncio.create_task(self._adopt(), name="adopt")
+        self._tasks.append(asyncio.create_task(self._adopt(), name="adopt"))
+        self._tasks.append(asyncio.create_task(self._files.run(), name="files"))
+        if self._open_rooms:
+            log.warning("rooms are open to anybody, without a token", extra={"rooms": self._open_rooms})
         log.info(
             "gateway started",
             extra={
@@ -113,14 +125,20 @@ class Gateway:
             },
         )
 
+    def reload(self) -> None:
+        """Read the files of keys again, without waiting for a change to be noticed."""
+        self._files.reload()
+
     async def stop(self) -> None:
         """Accept nothing more, let the devices go within `drain_s`, and leave the sessions in the broker's keeping."""
         self._draining = True
-        if self._adopting is not None:
-            self._adopting.cancel()
-            await asyncio.wait({self._adopting})
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
         await self._sites["devices"].stop()
         await self._door.close()
+        if self._authenticator is not None:
+            await self._authenticator.close()
         await self._devices.drain(self._config.devices.drain_s)
         await self._sockets.shutdown()
         await self._node.close()
@@ -145,7 +163,12 @@ class Gateway:
 
     async def _listen(self, name: str, app: web.Application, where: Listen) -> None:
         runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=1.0
+            app,
+            access_log=None,
+            handle_signals=False,
+            handler_cancellation=True,
+            auto_decompress=False,  # no client compresses what it posts, and 65 KB of a stranger's would become 64 MB
+            shutdown_timeout=1.0,
         )
         self._listeners[name] = runner
         await runner.setup()
@@ -188,6 +211,7 @@ async def _serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
     gateway = Gateway(config)
+    loop.add_signal_handler(signal.SIGHUP, gateway.reload)
     with ServiceManager(os.environ) as manager:
         await gateway.start()
         manager.ready()

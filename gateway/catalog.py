@@ -16,6 +16,7 @@ import msgspec
 
 from gateway import payloads as p
 from gateway.schemas import Schema
+from gateway.topics import RESERVED
 
 Args = tuple[Any, ...]  # the arguments of a Socket.IO event; `msgspec.Raw` is JSON passed through untouched
 ANYTHING: Final = msgspec.Raw  # the payload of an event that takes any JSON, or no argument
@@ -147,6 +148,8 @@ class Catalog:
 
     def refusal(self, name: str) -> str | None:
         """Why an event of this name is not taken, from a service or a device; None if it is."""
+        if name in RESERVED:
+            return f"event: {name} is a reserved name"
         if self.rejects_unknown and name not in self._events:
             return "event: not in the catalogue, and catalog.unknown is reject"
         return None

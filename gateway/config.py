@@ -47,6 +47,7 @@ _LEVEL: Final = r"[^+#/\s\x00-\x1f\x7f]+"  # one topic level that needs no quoti
 Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max, extra={"expected": "a number > 0"})]
 Count = Annotated[int, _whole(1, 1_000_000)]
 UInt16 = Annotated[int, _whole(1, 65_535)]
+SecondsOrNone = Annotated[float, Meta(ge=0, le=sys.float_info.max, extra={"expected": "a number >= 0"})]
 WillDelay = Annotated[int, _whole(0, 86_400)]
 SessionExpiry = Annotated[int, _whole(1, 4_294_967_294)]  # one more is for ever [MQTT 5.0, 3.1.2.11.2]
 Bytes = Annotated[int, _whole(1024, 268_435_455)]  # the largest Remaining Length [MQTT 5.0, 2.1.4]
@@ -55,6 +56,10 @@ NodeName = Annotated[str, _text("1 to 64 of A-Z a-z 0-9 . _ -", "[A-Za-z0-9._-]{
 UrlPath = Annotated[str, _text("a path such as /socket/socket.io", r"(/[^/?#\s]+)+")]
 Origin = Annotated[str, _text("an origin such as https://a.example, or *", r"\*|null|[a-z][\w+.-]*://[^/\s]+")]
 Variable = Annotated[str, _text("the name of an environment variable", "[A-Za-z_][A-Za-z0-9_]*")]
+VariableOrNone = Annotated[str, _text("the name of an environment variable, or nothing", "([A-Za-z_][A-Za-z0-9_]*)?")]
+HttpUrl = Annotated[
+    str, _text("a URL such as https://a.example/check, without a password", r"(https?://[^/?#@\s]+(/[^#\s]*)?)?")
+]
 RoomPattern = Annotated[str, _text("a room name, or a pattern with at most two *", r"(?=.)[^*]*(\*[^*]*){0,2}")]
 Filter = Annotated[str, _text("a filter such as inbox/#", rf"#|({_LEVEL}|\+)(/({_LEVEL}|\+))*(/#)?")]
 TopicPrefix = Annotated[str, _text("levels such as gw/v1, no + # or blanks", rf"(?!\$){_LEVEL}(/{_LEVEL})*")]
@@ -106,11 +111,29 @@ class Mqtt(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Auth(Struct, frozen=True, forbid_unknown_fields=True):
-    """Who checks the key of a device: nobody (`open`, for a laboratory), a file, or the broker."""
+    """Who checks the key of a device: nobody (`open`, for a laboratory), a file, a service of yours, or the broker."""
 
-    mode: Annotated[Literal["open", "file", "broker"], _about("Who checks the key of a device")] = "broker"
+    mode: Annotated[Literal["open", "file", "http", "broker"], _about("Who checks the key of a device")] = "broker"
     file: Annotated[str, _about("The keys, for mode file; see gateway devices add --help")] = ""
     pepper_env: Annotated[Variable, _about("What holds the secret of the hashes")] = "GATEWAY_PEPPER"
+    url: Annotated[HttpUrl, _about("Where keys are checked, for mode http")] = ""
+    token_env: Annotated[VariableOrNone, _about("What holds the bearer token for url; none if empty")] = ""
+    timeout_s: Annotated[Seconds, _about("Time for one answer of url")] = 5.0
+    max_requests: Annotated[Count, _about("Requests to url at once")] = 64
+    cache_s: Annotated[SecondsOrNone, _about("How long a right key is remembered, for mode http")] = 60.0
+    negative_cache_s: Annotated[SecondsOrNone, _about("The same for a wrong key")] = 5.0
+    max_cached: Annotated[Count, _about("Keys of each kind that are remembered at most")] = 100_000
+
+
+class Tokens(Struct, frozen=True, forbid_unknown_fields=True):
+    """The signed tokens with which viewers join rooms."""
+
+    algorithm: Annotated[Literal["off", "HS256", "RS256", "ES256"], _about("How tokens are signed")] = "off"
+    secret_env: Annotated[Variable, _about("What holds the secret, for HS256")] = "GATEWAY_TOKEN_SECRET"  # noqa: S105
+    key_file: Annotated[str, _about("The public key, PEM or a JWKS, for RS256 and ES256")] = ""
+    audience: Annotated[str, _about("The `aud` that a token must have; with none here, it must have none")] = ""
+    issuer: Annotated[str, _about("The `iss` that a token must have; any if empty")] = ""
+    leeway_s: Annotated[SecondsOrNone, _about("How much the clocks may differ")] = 10.0
 
 
 class Commands(Struct, frozen=True, forbid_unknown_fields=True):
@@ -140,7 +163,7 @@ class RoomRule(Struct, frozen=True, forbid_unknown_fields=True):
     """Who may join the rooms whose name matches: `*` is anything, `{serial}` a device's serial."""
 
     match: RoomPattern
-    allow: Literal["device", "self", "anyone", "nobody"]
+    allow: Literal["device", "self", "token", "anyone", "nobody"]
 
 
 class Rooms(Struct, frozen=True, forbid_unknown_fields=True):
@@ -148,7 +171,7 @@ class Rooms(Struct, frozen=True, forbid_unknown_fields=True):
 
     rules: Annotated[
         tuple[RoomRule, ...], _about("Who may join a room: the first match decides, without one nobody may")
-    ] = (RoomRule("{serial}", "self"), RoomRule("bp_student_*", "device"))
+    ] = (RoomRule("{serial}", "self"), RoomRule("bp_student_*", "device"), RoomRule("*", "token"))
 
 
 class Log(Struct, frozen=True, forbid_unknown_fields=True):
@@ -170,6 +193,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     admin: Admin = Admin()
     mqtt: Mqtt = Mqtt()
     auth: Auth = Auth()
+    tokens: Tokens = Tokens()
     commands: Commands = Commands()
     catalog: CatalogSettings = CatalogSettings()
     rooms: Rooms = Rooms()
@@ -216,12 +240,13 @@ def resolve(table: Mapping[str, Any], environ: Mapping[str, str], overrides: Map
     return config
 
 
-def unknown_variables(environ: Mapping[str, str], pepper_env: str = "GATEWAY_PEPPER") -> list[str]:
-    """Warn of each GATEWAY_… variable that is no setting: a slip, or what Kubernetes injects."""
+def unknown_variables(environ: Mapping[str, str], config: Config) -> list[str]:
+    """Warn of each GATEWAY_… variable that is no setting, nor named by one: a slip, or what Kubernetes injects."""
     known = {_variable(path) for path in settings_of(Config)}
+    named = {attrgetter(path)(config) for path in settings_of(Config) if path.endswith("_env")}
     return [
         f"environment {name}: not a setting, ignored{suggestion(name, known)}"
-        for name in sorted(environ.keys() - known - {pepper_env})
+        for name in sorted(environ.keys() - known - named)
         if name.startswith("GATEWAY_") and not name.startswith("GATEWAY_TEST_")
     ]
 
@@ -244,6 +269,11 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.auth.mode == "file" and not config.auth.file:
         text = 'missing, expected the path of the keys because auth.mode is "file"; as a flag --auth file:PATH'
         yield "auth.file", "auth.mode", text
+    if config.auth.mode == "http" and not config.auth.url:
+        yield "auth.url", "auth.mode", 'missing, expected where keys are checked because auth.mode is "http"'
+    if config.tokens.algorithm in ("RS256", "ES256") and not config.tokens.key_file:
+        text = f'missing, expected the public key because tokens.algorithm is "{config.tokens.algorithm}"'
+        yield "tokens.key_file", "tokens.algorithm", text
     if config.mqtt.reconnect_max_s < (least := config.mqtt.reconnect_min_s):
         text = f"expected at least mqtt.reconnect_min_s, {least}, got {config.mqtt.reconnect_max_s}"
         yield "mqtt.reconnect_max_s", "mqtt.reconnect_min_s", text

@@ -175,7 +175,7 @@ class Device:
                 self.handle(f.Settled(event.delivery))
             case Published():
                 if event.code >= FAILED:
-                    log.warning("outcome refused by the broker", extra={"serial": self.serial, "code": event.code})
+                    log.warning("publish refused by the broker", extra={"serial": self.serial, "code": event.code})
                 self.handle(f.Published(event.token, event.code))
             case Opened():
                 self.handle(f.LinkOpened(event.session_present))
@@ -237,7 +237,7 @@ class Device:
         while self.floods and self._loop.time() < until:  # noqa: ASYNC110 - the link tells nobody of its backlog
             await asyncio.sleep(CATCH_UP_LOOK_S)
 
-    async def drain(self, until: float) -> None:
+    async def drain(self, until: float, reason: CloseReason = CloseReason.SHUTDOWN) -> None:
         """Wait for the acks under way, no longer than `until` (loop time); then let socket and link go."""
         while self._session.in_flight and self._loop.time() < until and self.link is not None:
             if self._change is None:
@@ -245,8 +245,8 @@ class Device:
             await asyncio.wait({self._change}, timeout=until - self._loop.time())
         socket = self._session.socket
         if socket is not None:
-            self._around.sockets.close(socket, CloseReason.SHUTDOWN)
-            self.handle(f.Lost(socket, CloseReason.SHUTDOWN, now_rfc3339()))
+            self._around.sockets.close(socket, reason)
+            self.handle(f.Lost(socket, reason, now_rfc3339()))
         await self.close()
 
     async def close(self) -> None:
@@ -343,7 +343,7 @@ class Device:
         Its commands, of which the other may have carried out some, must not meet the sessions that come back.
         """
         link = self.link
-        if link is None or link.connected or not self._session.presence or await self._is_ours():
+        if link is None or link.connected or not self.used or await self._is_ours():
             return self.link is None
         await link.close()
         if self.link is link:

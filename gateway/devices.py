@@ -4,13 +4,15 @@ import asyncio
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from gateway.auth import Authenticator, DeviceKey, Verdict
+from gateway.auth.broker import BrokerAuthenticator
 from gateway.device import Device, Surroundings
-from gateway.mqtt import Credentials, Opened, Refused
+from gateway.engine.effects import CloseReason
+from gateway.mqtt import Credentials
 from gateway.topics import Presence
 
 log = logging.getLogger(__name__)
@@ -21,7 +23,6 @@ FLAP_WAIT_MAX_S: Final = 30.0
 FLAPS_REMEMBERED: Final = 1024
 ADOPT_PAUSE_S: Final = 0.002  # 500 links a second: a broker that starts has more to do
 DRAIN_PAUSE_S: Final = 0.005  # at most 200 devices a second look for another node
-WRONG_KEY: Final = frozenset({0x86, 0x87})  # CONNACK: bad user name or password, not authorized (3.2.2.2)
 
 
 class Devices:
@@ -53,34 +54,42 @@ class Devices:
     async def admit(self, claim: DeviceKey, accepted: Callable[[], None], welcome: Callable[[Device], None]) -> Verdict:
         """Check a claim, open the device's link, and welcome the one who made the claim.
 
-        While the broker is away it waits: a device is not told that its key is wrong.
+        While nobody can say whether the key is right, or the broker is away, it waits: a device is not told that its
+        key is wrong. So the verdict is never UNAVAILABLE.
 
         Args:
             accepted: called when the key is known to be right, though the broker may still be waited for.
             welcome: called with the device when commands reach it; is to attach a socket.
         """
-        credentials = self._credentials
-        if self._authenticator is None:
-            credentials = Credentials(claim.serial, claim.key.encode())
-        elif (verdict := await self._authenticator.check(claim)) is not Verdict.ACCEPTED:
-            return verdict
         await asyncio.sleep(self._flaps.delay_s(claim.serial, asyncio.get_running_loop().time()))
+        checker = self._authenticator
+        if checker is not None:
+            verdict = await self._ask(checker, claim)
+            if verdict is not Verdict.ACCEPTED:
+                return verdict
         if claim.serial not in self._devices and self.full:
             return Verdict.FULL
         if self._around.node_link.displaced:
             return Verdict.MOVED
-        with self._claimed(claim.serial, credentials) as device:
-            if self._authenticator is not None:
-                accepted()
-                device.open()
-            elif (verdict := await self._prove(device, credentials)) is not Verdict.ACCEPTED:
-                return verdict
-            else:
-                accepted()
+        with self._claimed(claim) as device:  # at once: whoever is revoked from here on is found
+            if checker is None:
+                verdict = await self._ask(BrokerAuthenticator(device), claim)
+                if verdict is not Verdict.ACCEPTED:
+                    return verdict
+            accepted()
+            device.open()
             if not await device.ready():
                 return Verdict.MOVED
             welcome(device)
             return Verdict.ACCEPTED
+
+    def revoke(self, serials: Iterable[str]) -> None:
+        """Disconnect the devices whose key is no good any more, and drop their links; the broker keeps the sessions."""
+        for serial in serials:
+            device = self._devices.pop(serial, None)
+            if device is not None:
+                log.info("device revoked", extra={"serial": serial})
+                self._let_go(device.drain(0.0, CloseReason.REVOKED), serial)
 
     @property
     def full(self) -> bool:
@@ -93,14 +102,15 @@ class Devices:
         return self._authenticator is not None
 
     async def adopt(self, orphans: dict[str, Presence]) -> None:
-        """Park the links of devices that an earlier life of this node had, paced.
+        """Park the links of devices that an earlier life of this node had, paced; of none whose key is gone.
 
         Args:
             orphans: by serial; those that come to another node meanwhile are removed from it.
         """
         for serial in tuple(orphans):
             presence = orphans.get(serial)
-            if presence is not None and serial not in self._devices and not self.full:
+            known = self._authenticator is not None and self._authenticator.knows(serial)
+            if presence is not None and known and serial not in self._devices and not self.full:
                 device = self._devices[serial] = Device(serial, self._credentials, self._around, self._forget)
                 device.adopt(presence)
                 await asyncio.sleep(ADOPT_PAUSE_S)
@@ -119,11 +129,14 @@ class Devices:
         self._devices.clear()
 
     @contextmanager
-    def _claimed(self, serial: str, credentials: Credentials) -> Iterator[Device]:
+    def _claimed(self, claim: DeviceKey) -> Iterator[Device]:
         """Have a device to admit to; one that nothing came of is forgotten with its last claim."""
-        device = self._devices.get(serial)
+        device = self._devices.get(claim.serial)
         if device is None:
-            device = self._devices[serial] = Device(serial, credentials, self._around, self._forget)
+            credentials = self._credentials
+            if self._authenticator is None:
+                credentials = Credentials(claim.serial, claim.key.encode())
+            device = self._devices[claim.serial] = Device(claim.serial, credentials, self._around, self._forget)
         device.claims += 1
         try:
             yield device
@@ -132,18 +145,13 @@ class Devices:
             if not device.claims and not device.used:
                 self._forget(device)
 
-    async def _prove(self, device: Device, credentials: Credentials) -> Verdict:
-        """Let the broker check this key, by a CONNECT as the device, also when the device has a link already."""
+    async def _ask(self, checker: Authenticator, claim: DeviceKey) -> Verdict:
+        """Ask until there is an answer; who gives up cancels it."""
         failures = 0
-        while not await device.give_way() and device.link is not None:
-            match await device.link.prove(credentials):
-                case Opened():
-                    return Verdict.ACCEPTED
-                case Refused(code=code) if code in WRONG_KEY:
-                    return Verdict.DENIED
+        while (verdict := await checker.check(claim)) is Verdict.UNAVAILABLE:
             await asyncio.sleep(self._around.links.backoff.delay_s(failures, random.uniform))
             failures += 1
-        return Verdict.MOVED
+        return verdict
 
     def _forget(self, device: Device) -> None:
         """Drop a device that moved or was away for too long, unless another has its place."""
@@ -153,7 +161,10 @@ class Devices:
                 log.warning("device flaps between nodes", extra={"serial": device.serial, "moves": moves})
         if self._devices.get(device.serial) is device:
             del self._devices[device.serial]
-        task = asyncio.create_task(device.close(), name=f"close-{device.serial}")
+        self._let_go(device.close(), device.serial)
+
+    def _let_go(self, closing: Coroutine[None, None, None], serial: str) -> None:
+        task = asyncio.create_task(closing, name=f"close-{serial}")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 

@@ -18,6 +18,8 @@ from gateway.metrics import Metrics
 from gateway.rooms import Refused, RoomPolicy, Rooms
 from gateway.session import refusal
 from gateway.sockets import Socket, SocketServer
+from gateway.tokens import TokenReader
+from gateway.viewers import Viewers
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +27,10 @@ log = logging.getLogger(__name__)
 class FrontDoor:
     """Owner of the sockets: what their peers emit becomes facts of devices, or is answered here."""
 
-    def __init__(self, rooms: Rooms[Socket], policy: RoomPolicy, metrics: Metrics) -> None:
+    def __init__(self, rooms: Rooms[Socket], policy: RoomPolicy, tokens: TokenReader | None, metrics: Metrics) -> None:
         self._rooms = rooms
         self._policy = policy
+        self._viewers = Viewers(tokens, self._token_expired)
         self._metrics = metrics
         self._sockets: SocketServer
         self._devices: Devices
@@ -38,6 +41,10 @@ class FrontDoor:
         """Begin: the sockets to answer on, the devices to admit to."""
         self._sockets = sockets
         self._devices = devices
+
+    def introduced(self, socket: Socket, auth: object) -> str | None:
+        """A token may come with it; one that is not taken refuses it, rather than letting it in as nobody."""
+        return self._viewers.introduce(socket, auth)
 
     def connected(self, socket: Socket) -> None:
         """A socket is a viewer until it authenticates."""
@@ -65,12 +72,15 @@ class FrontDoor:
 
     def closed(self, socket: Socket, reason: CloseReason) -> None:
         """Take the socket out of everything it was in."""
-        self._metrics.sockets.dec()
-        self._metrics.closes[reason].inc()
-        self._rooms.leave_all(socket)
         authentication = self._authentications.get(socket.number)
         if authentication is not None:
             authentication.cancel()
+            if reason is CloseReason.UNAUTHENTICATED:
+                reason = CloseReason.AUTH_UNAVAILABLE  # it did what it had to; nobody answered
+        self._metrics.sockets.dec()
+        self._metrics.closes[reason].inc()
+        self._rooms.leave_all(socket)
+        self._viewers.forget(socket)
         device, socket.device = socket.device, None
         if isinstance(device, Device):
             log.info("device gone", extra={"serial": device.serial, "reason": reason})
@@ -95,7 +105,7 @@ class FrontDoor:
     def _authenticate(self, socket: Socket, data: object) -> None:
         """身份验证: answer `auth:ok` or `auth:fail`; a second verdict never unseats the first."""
         try:
-            claim = parse_signature(data)
+            claim = parse_signature(data, socket.address)
         except Malformed as problem:
             log.info("signature malformed", extra={"address": socket.address, "problem": str(problem)})
             self._fail(socket)
@@ -120,7 +130,7 @@ class FrontDoor:
         elif verdict is Verdict.FULL:
             log.warning("no place for a device", extra={"serial": claim.serial, "address": socket.address})
             self._sockets.close(socket.number, CloseReason.OVERLOADED)
-        elif verdict is not Verdict.ACCEPTED:
+        elif verdict is Verdict.MOVED:
             self._sockets.close(socket.number, CloseReason.REPLACED)  # by another node, meanwhile
 
     def _welcome(self, socket: Socket, device: Device) -> None:
@@ -149,12 +159,34 @@ class FrontDoor:
         room = data.get("room") if isinstance(data, dict) else None
         try:
             if event == "join_room":
-                serial = socket.device.serial if isinstance(socket.device, Device) else None
-                self._rooms.join(socket, self._policy.check(room, serial))
+                self._rooms.join(socket, self._allowed(socket, room))
                 self._sockets.admit(socket.number)
+                self._log_joined(socket, room)
             else:
                 self._rooms.leave(socket, room if isinstance(room, str) else "")
         except Refused as problem:
             self._sockets.emit(socket.number, f"{event}:fail", ({"error_msg": str(problem)},))
         else:
             self._sockets.emit(socket.number, f"{event}:ok")
+
+    def _allowed(self, socket: Socket, room: object) -> str:
+        """Return the room if the socket may be in it. Raises Refused."""
+        serial = socket.device.serial if isinstance(socket.device, Device) else None
+        return self._policy.check(room, serial, socket.grant.rooms if socket.grant is not None else ())
+
+    def _log_joined(self, socket: Socket, room: object) -> None:
+        """Who looks at what devices say is worth a line; devices in their rooms are not."""
+        if not isinstance(socket.device, Device):
+            subject = socket.grant.subject if socket.grant is not None else ""
+            log.info("viewer joined", extra={"room": room, "subject": subject, "address": socket.address})
+
+    def _token_expired(self, socket: Socket) -> None:
+        """A viewer has to come again, with another token; a device only leaves what its token had opened."""
+        if not isinstance(socket.device, Device):
+            self._sockets.close(socket.number, CloseReason.TOKEN_EXPIRED)
+            return
+        for room in tuple(socket.rooms or ()):
+            try:
+                self._allowed(socket, room)
+            except Refused:
+                self._rooms.leave(socket, room)

@@ -46,6 +46,9 @@ class Metrics:
         )
         self.sockets = Gauge("gateway_sockets", "Open socket.io connections.", registry=registry)
         self.devices = Gauge("gateway_devices", "Devices whose link is here.", registry=registry)
+        self.anonymous_room_rules = Gauge(
+            "gateway_anonymous_room_rules", "Rules that let anybody join rooms without a token.", registry=registry
+        )
 
     def observe(self, fact: f.Fact, effects: list[f.Effect]) -> None:
         """Count one step of a device's session."""

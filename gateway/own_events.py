@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.catalog import ANYTHING, EVENTS, Event
 from gateway.schemas import Schema
-from gateway.topics import BadName, encode_level
+from gateway.topics import RESERVED, BadName, encode_level
 
 LARGEST_S = 10 * 365 * 86_400.0  # ten years
 
@@ -75,6 +75,8 @@ def _bad_name(name: str, found: dict[str, Event]) -> Iterator[str]:
         encode_level(name)
     except BadName as problem:
         yield f"name: {problem}"
+    if name in RESERVED:
+        yield f'name: "{name}" is reserved'
     if name in EVENTS:
         yield f'name: "{name}" is an event of the device protocol'
     if name in found:

@@ -4,8 +4,10 @@ Membership is kept from both sides, so that a socket that leaves costs its own r
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, Generic, Protocol, TypeVar
+
+from msgspec import Struct
 
 from gateway.config import RoomRule
 from gateway.topics import BadName, encode_level
@@ -17,6 +19,14 @@ class Refused(Exception):
     """A room may not be joined; the text is for the one who asked."""
 
 
+class Grant(Struct, frozen=True):
+    """What a token allows its bearer: rooms, by pattern, until a time of day (Unix seconds)."""
+
+    rooms: tuple[str, ...]
+    expires_at: float
+    subject: str = ""
+
+
 class RoomPolicy:
     """Ordered rules; the first whose pattern matches the room decides, none means nobody.
 
@@ -26,8 +36,11 @@ class RoomPolicy:
     def __init__(self, rules: Iterable[RoomRule]) -> None:
         self._rules = tuple(rules)
 
-    def check(self, room: object, serial: str | None) -> str:
+    def check(self, room: object, serial: str | None, granted: Collection[str] = ()) -> str:
         """Return the room that a device (or a viewer: no serial) may join.
+
+        Args:
+            granted: the patterns of rooms in the token of the one who asks.
 
         Raises:
             Refused: the policy says no, or it is not the name of a room.
@@ -40,7 +53,7 @@ class RoomPolicy:
             raise Refused(f"room: {problem}") from None
         for rule in self._rules:
             if _matches(rule.match, room, serial):
-                if _allows(rule.allow, room, serial):
+                if _allows(rule.allow, room, serial, granted):
                     return room
                 break
         raise Refused("join room fail")
@@ -51,13 +64,19 @@ def _matches(pattern: str, room: str, serial: str | None) -> bool:
         if serial is None:
             return False
         pattern = pattern.replace("{serial}", serial)
+    return _fits(pattern, room)
+
+
+def _fits(pattern: str, room: str) -> bool:
     if "*" not in pattern:
         return pattern == room  # the common rule: no regular expression for each serial
     return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), room, re.DOTALL) is not None
 
 
-def _allows(whom: str, room: str, serial: str | None) -> bool:
+def _allows(whom: str, room: str, serial: str | None, granted: Collection[str]) -> bool:
     match whom:
+        case "token":
+            return any(_fits(pattern, room) for pattern in granted)
         case "anyone":
             return True
         case "device":

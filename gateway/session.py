@@ -26,8 +26,8 @@ class DeviceSession:
     """
 
     __slots__ = (
-        "_catalog", "_deliveries", "_effects", "_life", "_limits", "_link_open", "_next_question", "_nonce",
-        "_presence", "_questions", "_serial", "_socket", "_topics",
+        "_catalog", "_confirmed", "_deliveries", "_effects", "_life", "_limits", "_link_open", "_next_question",
+        "_nonce", "_presence", "_presence_token", "_questions", "_serial", "_socket", "_topics",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +44,8 @@ class DeviceSession:
         self._socket: int | None = None
         self._link_open = False
         self._presence: Presence | None = None
+        self._confirmed: Presence | None = None  # the broker has it
+        self._presence_token = 0  # of the last that was published: 0 and below, where those of outcomes are above
         self._questions: OrderedDict[str, tuple[int, float]] = OrderedDict()  # id → ack id, deadline
         self._next_question = 0
 
@@ -54,8 +56,8 @@ class DeviceSession:
 
     @property
     def presence(self) -> Presence | None:
-        """What was last announced of the device."""
-        return self._presence
+        """The last word on the device that the broker has of us."""
+        return self._confirmed
 
     @property
     def open_commands(self) -> int:
@@ -86,7 +88,7 @@ class DeviceSession:
             case f.Settled():
                 self._deliveries.settled(fact.delivery, now)
             case f.Published():
-                self._deliveries.published(fact.token, fact.code, now)
+                self._published(fact, now)
             case f.Emitted() if fact.socket == self._socket:
                 self._device_event(fact, now)
             case f.Replied():
@@ -135,8 +137,7 @@ class DeviceSession:
 
     def _open_link(self, resumed: bool, now: float) -> None:
         self._link_open = True
-        if self._presence is not None:
-            self._publish_presence()  # meanwhile the Will may have said otherwise
+        self._publish_presence()  # meanwhile the Will may have said otherwise
         self._deliveries.link_opened(resumed, now)
 
     def _move(self, now: float) -> None:
@@ -154,6 +155,12 @@ class DeviceSession:
             self._effects.append(f.Ignore("unanswered_question"))
         self._deliveries.tick(now)
 
+    def _published(self, fact: f.Published, now: float) -> None:
+        if fact.token > 0:
+            self._deliveries.published(fact.token, fact.code, now)
+        elif fact.token == self._presence_token:
+            self._confirmed = self._presence
+
     def _announce(self, at: str, *, client: Client | None = None, reason: str | None = None) -> None:
         """Say that the device is here since `at`, or gone for a reason."""
         life = self._life
@@ -162,11 +169,13 @@ class DeviceSession:
 
     def _publish_presence(self) -> None:
         """Publish presence; while the link is down only the last word is kept, to be said when it opens."""
-        if not self._link_open:
+        if not self._link_open or self._presence is None:
             return
+        self._presence_token -= 1
         topic = self._topics.presence(self._serial)
         body = msgspec.json.encode(self._presence)
-        self._effects.append(f.Publish(Message(topic, body, qos=1, retain=True, content_type=JSON_TYPE)))
+        message = Message(topic, body, qos=1, retain=True, content_type=JSON_TYPE)
+        self._effects.append(f.Publish(message, self._presence_token))
 
     def _device_event(self, fact: f.Emitted, now: float) -> None:
         if fact.ack_id is not None and len(self._questions) >= self._limits.max_questions:

@@ -68,7 +68,8 @@ class Reading:
                 return convert(given, annotation)
             items = convert(given, list[Any])
         except ValueError:
-            got = "" if plain is BrokerUrl else f", got {_shown(given)}"  # a URL may hold a password
+            secret = plain is BrokerUrl or (isinstance(given, str) and "@" in given)  # a URL may hold a password
+            got = "" if secret else f", got {_shown(given)}"
             return self.problem(path, f"expected {expected(annotation)}{got}")
         values = [self.value(get_args(plain)[0], item, f"{path}[{n}]") for n, item in enumerate(items)]
         return tuple(value for value in values if value is not UNSET)

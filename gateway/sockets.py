@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any, Protocol
 
 from aiohttp import web
+from socketio import exceptions
 from socketio import packet as sio
 
 from gateway.catalog import Args
@@ -17,6 +18,7 @@ from gateway.engine.connection import Connection, Pending
 from gateway.engine.effects import CloseReason
 from gateway.engine.faults import PeerFaults
 from gateway.engine.options import EngineOptions
+from gateway.rooms import Grant
 from gateway.socketio_server import Packet, Server
 from gateway.topics import Client
 
@@ -28,7 +30,7 @@ NAMESPACE = "/"
 class Socket:
     """One Socket.IO connection; `number` names it within this process."""
 
-    __slots__ = ("address", "connection", "device", "number", "rooms")
+    __slots__ = ("address", "connection", "device", "grant", "number", "rooms")
 
     def __init__(self, number: int, connection: Connection) -> None:
         self.number = number
@@ -36,6 +38,7 @@ class Socket:
         self.address = str(connection.environ.get("REMOTE_ADDR", ""))
         self.rooms: set[str] | None = None
         self.device: object = None  # who it authenticated as; the owner's to set
+        self.grant: Grant | None = None  # what the token of its peer allows; the owner's to set
 
     @property
     def is_open(self) -> bool:
@@ -50,6 +53,12 @@ class Socket:
 
 class SocketOwner(Protocol):
     """Who is told what happens on sockets; called synchronously, in order."""
+
+    def introduced(self, socket: Socket, auth: object) -> str | None:
+        """A peer wants to join the namespace, and may say who it is; a text refuses it, and is told to the peer.
+
+        It comes before `connected`, and again for clients that say so once they have joined.
+        """
 
     def connected(self, socket: Socket) -> None:
         """A socket joined the namespace."""
@@ -71,6 +80,7 @@ class _Server(Server):
         quiet = logging.getLogger(f"{__name__}.socketio")
         quiet.setLevel(logging.WARNING)  # it logs each packet at INFO
         super().__init__(options, logger=quiet)
+        self.always_connect = False  # whom we refuse is told so instead of CONNECT, and not after it
         self._sockets = sockets
 
     def event(self, connection: Connection, packet: Packet) -> Pending:
@@ -82,6 +92,16 @@ class _Server(Server):
     def ack(self, connection: Connection, packet: Packet) -> Pending:
         self._sockets.acked(connection, packet.id, tuple(packet.data))
         return None
+
+    async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
+        """Engine.IO 3 has joined before it can say anything: its CONNECT with a query only introduces it."""
+        socket = self._sockets.of(eio_sid)
+        if socket is None or namespace != NAMESPACE or not data or self._revision(eio_sid) != 3:
+            await super()._handle_connect(eio_sid, namespace, data)
+        elif (problem := self._sockets.introduced(socket, data)) is not None:
+            self.write(eio_sid, Packet(sio.CONNECT_ERROR, data=problem, namespace=namespace))
+        else:
+            self.write(eio_sid, Packet(sio.CONNECT, namespace=namespace))
 
 
 class SocketServer:
@@ -159,11 +179,22 @@ class SocketServer:
         if socket is not None:
             self._owner.acked(socket, emit_id, args)
 
-    async def _connected(self, sid: str, _environ: dict[str, Any], _auth: Any = None) -> None:
+    def of(self, engine_sid: str) -> Socket | None:
+        """The socket of a connection, once it has joined the namespace."""
+        return self._by_engine_sid.get(engine_sid)
+
+    def introduced(self, socket: Socket, auth: object) -> str | None:
+        """A peer says who it is; what is wrong with that."""
+        return self._owner.introduced(socket, auth)
+
+    async def _connected(self, sid: str, _environ: dict[str, Any], auth: Any = None) -> None:
         connection = self._server.eio.get(self._server.manager.eio_sid_from_sid(sid, NAMESPACE))
         if connection is None:
             return
         socket = Socket(next(self._numbers), connection)
+        problem = self._owner.introduced(socket, auth)
+        if problem is not None:
+            raise exceptions.ConnectionRefusedError(problem)
         self._by_number[socket.number] = self._by_engine_sid[connection.sid] = socket
         self._owner.connected(socket)
 

@@ -14,6 +14,14 @@ MAX_NAME_BYTES: Final = 128  # of a room, event or id before encoding: keeps top
 JSON_TYPE: Final = "application/json"
 BINARY_TYPE: Final = "application/octet-stream"
 
+# What Socket.IO clients tell themselves, and what only the gateway says: from anybody else it would be believed.
+RESERVED: Final = frozenset(
+    {
+        *("connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"),
+        *("auth:ok", "auth:fail", "join_room:ok", "join_room:fail", "leave_room:ok", "leave_room:fail"),
+    }
+)
+
 _SERIAL = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PLAIN = re.compile(r"[A-Za-z0-9._:@=-]+")
 _NONCHARACTERS = "".join(f"{chr(p * 0x10000 + 0xFFFE)}{chr(p * 0x10000 + 0xFFFF)}" for p in range(17))
@@ -140,13 +148,18 @@ def encode_level(name: str) -> str:
 def decode_level(level: str) -> str:
     """Return the name that a topic level stands for; the inverse of `encode_level`.
 
+    A name is written in one way only: a broker that refuses `commands/remote_cmd` to somebody knows no other spelling.
+
     Raises:
-        BadName: it is empty, too long, or its percent-encoding is not UTF-8.
+        BadName: it is empty, too long, its percent-encoding is not UTF-8, or it is not what `encode_level` writes.
     """
     try:
-        return _checked(unquote(level, errors="strict"))
+        name = _checked(unquote(level, errors="strict"))
     except UnicodeDecodeError:
         raise BadName("percent-encoding is not UTF-8") from None
+    if (written := encode_level(name)) != level:
+        raise BadName(f"must be written {written}")
+    return name
 
 
 def _checked(name: str) -> str:
@@ -253,6 +266,8 @@ def _parse_device(levels: list[str]) -> CommandTopic | ReplyTopic | BadName:
 
 def _parse_room(levels: list[str]) -> RoomTopic | BadName:
     match levels:
+        case [room, "events", event] if event in RESERVED:
+            return BadName(f"{event} is a reserved name")
         case [room, "events", event]:
             return RoomTopic(decode_level(room), decode_level(event))
     return BadName("expected rooms/{room}/events/{event}")

@@ -18,6 +18,8 @@ MAX_LINES = 400  # a longer module has two jobs
 CORES = {
     "gateway",
     "gateway.addresses",
+    "gateway.auth",
+    "gateway.auth.cache",
     "gateway.topics",
     "gateway.catalog",
     "gateway.payloads",

@@ -1,8 +1,6 @@
 """The brokers that the demo and the tests start for themselves."""
 
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -14,8 +12,6 @@ from paho.mqtt.properties import Properties
 
 from gateway.addresses import BrokerUrl
 from gateway.brokers import BrokerUnavailable, Kind, find_broker, local_broker, mosquitto_config
-
-PRODUCTION_ACL = Path(__file__).parent.parent / "deploy" / "mosquitto" / "acl"
 
 
 async def require(kind: Kind, tmp_path: Path) -> None:
@@ -127,114 +123,3 @@ def test_overrides_replace_and_remove_directives() -> None:
     assert not [line for line in lines if line.startswith("acl_file")]
     assert "memory_limit 9" in lines
     assert "set_tcp_nodelay true" in lines
-
-
-WRITABLE: Mapping[str, set[str]] = {
-    "gateway": {
-        "devices/SN1/acks/class:update",
-        "devices/SN1/events/question/7",
-        "devices/SN1/presence",
-        "devices/SN2/presence",
-        "rooms/bp_student_1/events/memos_update",
-        "nodes/gw-1/status",
-        "inbox/service/1",
-    },
-    "service": {
-        "devices/SN1/commands/class:update",
-        "devices/SN1/replies/question/7",
-        "devices/SN2/commands/class:update/7",
-        "rooms/bp_student_1/events/memos_update",
-        "inbox/service/1",  # as every user: the pattern for devices that answer there holds for all
-    },
-    "SN1": {
-        "devices/SN1/acks/class:update",
-        "devices/SN1/events/question/7",
-        "devices/SN1/presence",
-        "inbox/service/1",
-    },
-    "stranger": {"inbox/service/1"},
-}
-"""Who may publish where, by the access control list that production starts from."""
-
-READABLE: Mapping[str, set[str]] = {
-    "gateway": {
-        "devices/SN1/commands/class:update",
-        "devices/SN1/replies/question/7",
-        "devices/SN1/presence",
-        "devices/SN2/commands/class:update/7",
-        "devices/SN2/presence",
-        "rooms/bp_student_1/events/memos_update",
-        "nodes/gw-1/status",
-    },
-    "service": {
-        "devices/SN1/acks/class:update",
-        "devices/SN1/events/question/7",
-        "devices/SN1/presence",
-        "devices/SN2/presence",
-        "rooms/bp_student_1/events/memos_update",
-        "nodes/gw-1/status",
-        "inbox/service/1",
-    },
-    "SN1": {
-        "devices/SN1/commands/class:update",
-        "devices/SN1/replies/question/7",
-        "devices/SN1/presence",
-    },
-    "stranger": set(),
-}
-"""Who receives what, having subscribed to everything."""
-
-TOPICS = sorted(set().union(*WRITABLE.values(), *READABLE.values()))
-
-
-@asynccontextmanager
-async def guarded_broker(tmp_path: Path) -> AsyncIterator[str]:
-    """mosquitto with the production access control list, and a user `root` who may do everything.
-
-    Yields its address, less the scheme. Passwords are not asked for.
-    """
-    await require("mosquitto", tmp_path)
-    acl = tmp_path / "acl"
-    acl.write_text(PRODUCTION_ACL.read_text("utf-8") + "user root\ntopic readwrite #\n", "utf-8")
-    acl.chmod(0o600)
-    async with local_broker("mosquitto", tmp_path, {"acl_file": str(acl)}) as broker:
-        yield broker.url.removeprefix("mqtt://")
-
-
-async def until_end(subscriber: aiomqtt.Client) -> set[str]:
-    """The topics of the messages up to the one that says `end`."""
-    topics = set()
-    async for message in subscriber.messages:
-        if message.payload == b"end":
-            break
-        topics.add(message.topic.value.removeprefix("gw/v1/"))
-    return topics
-
-
-@pytest.mark.parametrize("user", WRITABLE)
-async def test_each_user_writes_its_own_topics_only(user: str, tmp_path: Path) -> None:
-    async with (
-        guarded_broker(tmp_path) as address,
-        client(f"mqtt://root@{address}", "root") as root,
-        client(f"mqtt://{user}@{address}", "user") as publisher,
-    ):
-        await root.subscribe("#", qos=1)
-        for topic in TOPICS:
-            await publisher.publish(f"gw/v1/{topic}", "x", qos=1)
-        await root.publish("the", "end", qos=1)
-        assert await until_end(root) == WRITABLE[user]
-
-
-@pytest.mark.parametrize("user", READABLE)
-async def test_each_user_reads_its_own_topics_only(user: str, tmp_path: Path) -> None:
-    async with (
-        guarded_broker(tmp_path) as address,
-        client(f"mqtt://root@{address}", "root") as root,
-        client(f"mqtt://{user}@{address}", "user") as subscriber,
-    ):
-        await subscriber.subscribe("#", qos=1)
-        for topic in TOPICS:
-            await root.publish(f"gw/v1/{topic}", "x", qos=1)
-        for topic in ("nodes/gw-1/status", f"devices/{user}/commands/end"):  # each may read one of them
-            await root.publish(f"gw/v1/{topic}", "end", qos=1)
-        assert await until_end(subscriber) == READABLE[user]

@@ -252,6 +252,12 @@ def test_refuses_unlisted_events_only_where_it_is_told_to() -> None:
     assert Catalog().refusal("explode") is None
 
 
+@pytest.mark.parametrize("catalog", [Catalog(), Catalog(rejects_unknown=True)])
+def test_reserved_names_are_refused_in_both_directions(catalog: Catalog) -> None:
+    assert catalog.refusal("disconnect") == "event: disconnect is a reserved name"
+    assert catalog.refusal("auth:fail") == "event: auth:fail is a reserved name"
+
+
 class Ends:
     def __init__(self, ended_at: Any) -> None:
         self.ended_at = ended_at

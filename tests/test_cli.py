@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import gateway as gateway_package
 from gateway import __version__, config
 from gateway.__main__ import main
-from gateway.auth import hash_key
+from gateway.auth.file import hash_key
 
 PEPPER = {"GATEWAY_PEPPER": "salt and pepper"}
 
@@ -175,8 +175,8 @@ def test_serve_refuses_a_bad_configuration(bad_file: Path) -> None:
         (["--listen", "8080"], '--listen: expected HOST:PORT such as 127.0.0.1:8080 or [::1]:8080, got "8080"'),
         (["--admin", "h:x"], '--admin: expected HOST:PORT such as 127.0.0.1:8080 or [::1]:8080, got "h:x"'),
         (["--node", "a/b"], '--node: expected 1 to 64 of A-Z a-z 0-9 . _ -, got "a/b"'),
-        (["--auth", "none"], '--auth: expected "open" or "file" or "broker", got "none"'),
-        (["--auth", ""], '--auth: expected "open" or "file" or "broker", got ""'),
+        (["--auth", "none"], '--auth: expected "open" or "file" or "http" or "broker", got "none"'),
+        (["--auth", ""], '--auth: expected "open" or "file" or "http" or "broker", got ""'),
         (
             ["--auth", "file:"],
             '--auth: missing, expected the path of the keys because auth.mode is "file"; as a flag --auth file:PATH',

@@ -14,6 +14,8 @@ from gateway.addresses import BrokerUrl, Listen
 from gateway.config import Config, RoomRule
 from gateway.settings import ConfigError
 
+URL = "a URL such as https://a.example/check, without a password"
+
 
 def problems(
     table: dict[str, Any], environ: dict[str, str] | None = None, overrides: dict[str, object] | None = None
@@ -28,7 +30,8 @@ def test_nothing_given_is_the_defaults() -> None:
     assert loaded == Config()
     assert loaded.devices.listen == Listen("0.0.0.0", 8080)
     assert loaded.mqtt.url == BrokerUrl("127.0.0.1", 1883)
-    assert loaded.rooms.rules == (RoomRule("{serial}", "self"), RoomRule("bp_student_*", "device"))
+    rules = (RoomRule("{serial}", "self"), RoomRule("bp_student_*", "device"), RoomRule("*", "token"))
+    assert loaded.rooms.rules == rules
 
 
 def test_the_example_loads_to_the_defaults(tmp_path: Path) -> None:
@@ -89,7 +92,7 @@ def test_all_problems_come_at_once() -> None:
         'devices.ping_interval_s: expected a number > 0, got "abc"',
         "devices.origins[1]: expected an origin such as https://a.example, or *, got 1",
         'rooms.rules[0].alow: unknown key, did you mean "allow"?',
-        'rooms.rules[0].allow: missing, expected "device" or "self" or "anyone" or "nobody"',
+        'rooms.rules[0].allow: missing, expected "device" or "self" or "token" or "anyone" or "nobody"',
         "rooms.rules[1]: expected a table, got 3",
         "log: expected a table, got 4",
         'auth.file: missing, expected the path of the keys because auth.mode is "file"; as a flag --auth file:PATH',
@@ -118,8 +121,14 @@ def test_all_problems_come_at_once() -> None:
         ("mqtt.keep_alive_s", 65536, "a whole number from 1 to 65535, got 65536"),
         ("mqtt.keep_alive_s", datetime.date(2024, 1, 2), 'a whole number from 1 to 65535, got "2024-01-02"'),
         ("log.level", "loud", '"debug" or "info" or "warning" or "error", got "loud"'),
-        ("auth.mode", ["open"], '"open" or "file" or "broker", got a list'),
+        ("auth.mode", ["open"], '"open" or "file" or "http" or "broker", got a list'),
         ("auth.pepper_env", "A B", 'the name of an environment variable, got "A B"'),
+        ("auth.token_env", "1", 'the name of an environment variable, or nothing, got "1"'),
+        ("auth.cache_s", -1, "a number >= 0, got -1"),
+        ("auth.url", "ftp://h/", f'{URL}, got "ftp://h/"'),
+        ("auth.url", "https://user:secret@h/", URL),
+        ("auth.url", "https://h/#x", f'{URL}, got "https://h/#x"'),
+        ("tokens.algorithm", "none", '"off" or "HS256" or "RS256" or "ES256", got "none"'),
     ],
 )
 def test_a_bad_value_says_what_is_expected(path: str, value: object, expected: str) -> None:
@@ -134,7 +143,8 @@ def test_a_bad_value_says_what_is_expected(path: str, value: object, expected: s
         ("device", 'device: unknown section, did you mean "devices"?'),
         (
             "broker",
-            "broker: unknown section, expected one of node, devices, admin, mqtt, auth, commands, catalog, rooms, log",
+            "broker: unknown section, expected one of node, devices, admin, mqtt, auth, tokens, commands, catalog, "
+            "rooms, log",
         ),
     ],
 )
@@ -240,7 +250,7 @@ def test_a_problem_says_where_the_value_came_from() -> None:
     }
     overrides: dict[str, object] = {"devices.listen": "here", "auth.mode": "none", "mqtt.urll": 1}
     assert sorted(problems({}, environ, overrides)) == [
-        '--auth: expected "open" or "file" or "broker", got "none"',
+        '--auth: expected "open" or "file" or "http" or "broker", got "none"',
         '--listen: expected HOST:PORT such as 127.0.0.1:8080 or [::1]:8080, got "here"',
         'environment GATEWAY_COMMANDS_MAX_ATTEMPTS: expected a whole number from 1 to 1000000, got "many"',
         'environment GATEWAY_MQTT_RESPONSE_TOPICS[1]: expected a filter such as inbox/#, got "a#"',
@@ -274,11 +284,13 @@ def test_unknown_variables_are_warnings() -> None:
         "GATEWAY_TEST_REQUIRE_ALL": "1",
         "HOME": "/",
     }
-    assert config.unknown_variables(environ) == [
+    assert config.unknown_variables(environ, Config()) == [
         'environment GATEWAY_MQTT_URLL: not a setting, ignored, did you mean "GATEWAY_MQTT_URL"?',
         "environment GATEWAY_SERVICE_HOST: not a setting, ignored",
     ]
-    assert config.unknown_variables({"GATEWAY_SALT": "secret"}, "GATEWAY_SALT") == []
+    named = {"auth": {"pepper_env": "GATEWAY_SALT", "token_env": "GATEWAY_ASK"}, "tokens": {"secret_env": "GATEWAY_S"}}
+    secrets = dict.fromkeys(("GATEWAY_SALT", "GATEWAY_ASK", "GATEWAY_S"), "secret")
+    assert config.unknown_variables(secrets, config.resolve(named, {}, {})) == []
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def test_an_event_without_argument_and_one_of_devices(tmp_path: Path) -> None:
         (BLINK + BLINK, ['event[1].name: "blink" is there twice']),
         ('[[event]]\nname = ""\n', ["event[0].name: must be 1 to 128 bytes, is 0"]),
         ('[[event]]\nname = "media_stop"\n', ['event[0].name: "media_stop" is an event of the device protocol']),
+        ('[[event]]\nname = "disconnect"\n', ['event[0].name: "disconnect" is reserved']),
         (BLINK + "room = true\nlifetime_s = 1\n", ["event[0].lifetime_s: only an event to a device has one"]),
         (BLINK + 'payload = { type = "objekt" }\n', ["event[0].payload: "]),
         (BLINK + 'payload = { "$ref" = "https://a.example/x" }\n', ["event[0].payload: "]),

@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from gateway.config import RoomRule
+from gateway.config import Config, RoomRule
 from gateway.rooms import MAX_ROOMS, Refused, RoomPolicy, Rooms
 
-DEFAULT = RoomPolicy([RoomRule("{serial}", "self"), RoomRule("bp_student_*", "device")])
+DEFAULT = RoomPolicy(Config().rooms.rules)
 
 
-def may_join(policy: RoomPolicy, room: object, serial: str | None) -> bool:
+def may_join(policy: RoomPolicy, room: object, serial: str | None, *granted: str) -> bool:
     try:
-        assert policy.check(room, serial) == room
+        assert policy.check(room, serial, granted) == room
     except Refused:
         return False
     return True
@@ -41,6 +41,37 @@ def test_devices_join_their_own_room_and_those_of_students(room: str, serial: st
     assert may_join(DEFAULT, room, serial) == allowed
 
 
+@pytest.mark.parametrize(
+    ("room", "granted", "allowed"),
+    [
+        ("AC4178234415", ["AC4178234415"], True),
+        ("AC4178234416", ["AC4178234415"], False),
+        ("AC4178234415", ["ac4178234415"], False),
+        ("AC4178234415", ["AC4178*"], True),
+        ("AC4178234415", ["AC1", "AC2", "*15"], True),
+        ("AC4178234415", ["{serial}"], False),
+        ("wxa_student_11", ["wxa_student_11"], True),
+        ("wxa_student_12", ["wxa_student_11"], False),
+        ("wxa_student_12", ["wxa_student_*"], True),
+        ("bp_student_11", ["bp_student_11"], False),
+        ("bp_student_11", ["*"], False),
+        ("lobby", ["*"], True),
+        ("lobby", [], False),
+    ],
+)
+def test_tokens_open_the_rooms_that_they_name_but_those_of_devices(
+    room: str, granted: list[str], allowed: bool
+) -> None:
+    assert may_join(DEFAULT, room, None, *granted) == allowed
+
+
+def test_a_device_with_a_token_has_what_both_allow() -> None:
+    assert may_join(DEFAULT, "AC1", "AC1", "AC2")
+    assert may_join(DEFAULT, "AC2", "AC1", "AC2")
+    assert may_join(DEFAULT, "bp_student_1", "AC1", "AC2")
+    assert not may_join(DEFAULT, "AC3", "AC1", "AC2")
+
+
 def test_the_first_rule_that_matches_decides() -> None:
     closed_first = RoomPolicy([RoomRule("staff_*", "nobody"), RoomRule("*", "anyone")])
     open_first = RoomPolicy([RoomRule("*", "anyone"), RoomRule("staff_*", "nobody")])
@@ -53,13 +84,20 @@ def test_the_first_rule_that_matches_decides() -> None:
 
 @pytest.mark.parametrize(
     ("whom", "device", "viewer"),
-    [("anyone", True, True), ("device", True, False), ("self", False, False), ("nobody", False, False)],
+    [
+        ("anyone", True, True),
+        ("device", True, False),
+        ("self", False, False),
+        ("token", False, False),
+        ("nobody", False, False),
+    ],
 )
 def test_whom_a_rule_allows(whom: Any, device: bool, viewer: bool) -> None:
     policy = RoomPolicy([RoomRule("*", whom)])
+    assert may_join(policy, "lobby", None, "lobby") == (whom in ("anyone", "token"))
     assert may_join(policy, "lobby", "s1") == device
     assert may_join(policy, "lobby", None) == viewer
-    assert may_join(policy, "s1", "s1") == (whom != "nobody")
+    assert may_join(policy, "s1", "s1") == (whom not in ("token", "nobody"))
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(data=st.data(), refused=st.sampled_from([False] * 9 + [True]))
     def published(self, data: st.DataObject, refused: bool) -> None:
         token = data.draw(st.sampled_from(sorted(self.waiting)))
-        if refused and self.outcome_of[token] not in self.refused:
+        if refused and self.outcome_of.get(token, "") not in {"", *self.refused}:
             self.refused.add(self.outcome_of[token])
             del self.waiting[token]
             self.tell(f.Published(token, 0x97))

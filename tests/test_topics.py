@@ -1,5 +1,7 @@
 """The topic grammar: no stranger's name ever reaches a topic that is not its own."""
 
+import re
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from paho.mqtt.client import topic_matches_sub
 
 from gateway.topics import (
     MAX_NAME_BYTES,
+    RESERVED,
     BadName,
     CommandTopic,
     Life,
@@ -82,6 +85,24 @@ def test_refuses_a_name_that_is_no_level(name: str) -> None:
 @pytest.mark.parametrize("level", ["", "x" * 129, "%00" * 129, "%FF", "%ED%A0%80", "\ud800", "\ud800%41"])
 def test_refuses_a_level_that_is_no_name(level: str) -> None:
     with pytest.raises(BadName):
+        decode_level(level)
+
+
+@pytest.mark.parametrize(
+    ("level", "written"),
+    [
+        ("remote%5Fcmd", "remote_cmd"),
+        ("%72emote_cmd", "remote_cmd"),
+        ("class%3Aupdate", "class:update"),
+        ("a%2fb", "a%2Fb"),
+        ("100%", "100%25"),
+        ("$SYS", "%24SYS"),
+        ("%E7%8F%AD", "班"),
+    ],
+)
+def test_a_name_is_written_in_one_way(level: str, written: str) -> None:
+    """`commands/remote%5Fcmd` passed brokers that refuse `commands/remote_cmd`, and was taken for it."""
+    with pytest.raises(BadName, match=f"^must be written {re.escape(written)}$"):
         decode_level(level)
 
 
@@ -172,6 +193,12 @@ def test_says_why_a_topic_cannot_be_read(rest: str) -> None:
     problem = TOPICS.parse(f"gw/v1/{rest}")
     assert isinstance(problem, BadName)
     assert str(problem)
+
+
+@pytest.mark.parametrize("event", sorted(RESERVED))
+def test_nobody_says_to_a_room_what_only_the_gateway_says(event: str) -> None:
+    """A service that may tell a room something could disconnect every device in it, or so they believed."""
+    assert str(TOPICS.parse(f"gw/v1/rooms/r/events/{event}")) == f"{event} is a reserved name"
 
 
 @given(ANY_TEXT, st.sampled_from(["", "gw/v1/", "gw/v1/devices/", "gw/v1/devices/s/commands/", "gw/v1/rooms/"]))

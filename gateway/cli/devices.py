@@ -174,7 +174,7 @@ def _check(serial: str) -> None:
 def _put(path: Path, keys: Mapping[str, str], pepper: bytes) -> None:
     """Write the hashes of these keys."""
     from gateway import keyfile
-    from gateway.auth import hash_key
+    from gateway.auth.file import hash_key
 
     try:
         keyfile.put(path.resolve(), {serial: hash_key(serial, key, pepper) for serial, key in keys.items()})

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--admin", metavar="HOST:PORT", help="Health and metrics.  [default: 127.0.0.1:9464]")
 @click.option("--mqtt", metavar="URL", help="mqtt://HOST:PORT, mqtts://HOST:PORT or mqtt+unix:///PATH.")
 @click.option("--node", metavar="NAME", help="A name that no other node has.  [default: gw- and the host]")
-@click.option("--auth", metavar="open|file:PATH|broker", help="Who checks the key of a device.")
+@click.option("--auth", metavar="open|file:PATH|http|broker", help="Who checks the key of a device.")
 @click.option("--log-format", metavar="human|json", help="For people or for machines.")
 def serve(
     path: Path | None,
@@ -81,13 +81,23 @@ def check(path: Path | None, example: bool) -> None:
 
         click.echo(config.example(), nl=False)
         return
-    from gateway.auth import authenticator
+    from gateway.auth.choice import authenticator
     from gateway.settings import ConfigError
+    from gateway.tokens import token_reader
+    from gateway.watched import Files
 
-    try:
-        authenticator(_load(path, {}).auth, os.environ)
-    except ConfigError as error:
-        raise Refused(str(error)) from None
+    loaded, files = _load(path, {}), Files()
+    problems: list[str] = []
+    for open_files in (
+        lambda: authenticator(loaded.auth, os.environ, files, lambda _: None),
+        lambda: token_reader(loaded.tokens, os.environ, files),
+    ):
+        try:
+            open_files()
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise Refused("\n".join(problems))
     click.echo(f"{path or 'the environment'}: ok")
 
 
@@ -130,7 +140,7 @@ def _load(path: Path | None, overrides: dict[str, str]) -> "Config":
     try:
         loaded = config.load(path, os.environ, overrides)
     except ConfigError as error:
-        raise Refused("\n".join([*error.problems, *config.unknown_variables(os.environ)])) from None
-    for warning in config.unknown_variables(os.environ, loaded.auth.pepper_env):
+        raise Refused("\n".join([*error.problems, *config.unknown_variables(os.environ, config.Config())])) from None
+    for warning in config.unknown_variables(os.environ, loaded):
         click.echo(f"warning: {warning}", err=True)
     return loaded

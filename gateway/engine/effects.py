@@ -19,6 +19,9 @@ class CloseReason(StrEnum):
     REPLACED = "replaced"
     SHUTDOWN = "shutdown"
     UNAUTHENTICATED = "unauthenticated"
+    AUTH_UNAVAILABLE = "auth-unavailable"
+    REVOKED = "revoked"
+    TOKEN_EXPIRED = "token-expired"  # noqa: S105
     OVERLOADED = "overloaded"
     INTERNAL_ERROR = "internal-error"
 
@@ -30,6 +33,8 @@ ORDERLY: Final = frozenset(
         CloseReason.REPLACED,
         CloseReason.SHUTDOWN,
         CloseReason.UNAUTHENTICATED,
+        CloseReason.REVOKED,
+        CloseReason.TOKEN_EXPIRED,
         CloseReason.OVERLOADED,
         CloseReason.INTERNAL_ERROR,
     }

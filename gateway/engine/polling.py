@@ -111,6 +111,7 @@ async def _receive_all(request: web.Request, connection: Connection, options: En
         body = decode_jsonp(body)
     for packet in decode_payload(connection.generation, body, binary=binary):
         await connection.receive(packet)
+        await connection.give_way()
         if connection.session.closed is CloseReason.MALFORMED:
             raise Malformed("said the session")
 

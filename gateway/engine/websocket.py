@@ -1,6 +1,6 @@
 """One WebSocket on aiohttp: whole frames out at once, messages in one by one.
 
-aiohttp does the handshake, reads, and answers control frames. Data frames are written here, straight to the
+aiohttp does the handshake, reads, and answers the close frame. All else is written here, straight to the
 transport: `send_str` is a coroutine, and what it would wait for is exactly what must not be waited for. The
 transport's own buffer holds what the kernel does not take, and its high-water mark is the limit.
 """
@@ -19,7 +19,7 @@ from gateway.engine.options import EngineOptions
 CLOSE_WAIT_S: Final = 1.0  # for the peer's half of a closing handshake that aiohttp began
 FLUSH_WAIT_S: Final = 10.0  # for a peer to take what was written before a close
 SYNC_TAIL: Final = b"\x00\x00\xff\xff"  # RFC 7692 7.2.1: not sent
-_TEXT, _BINARY, _CLOSE, _FIN, _DEFLATED = 0x1, 0x2, 0x8, 0x80, 0x40
+_TEXT, _BINARY, _CLOSE, _PONG, _FIN, _DEFLATED = 0x1, 0x2, 0x8, 0xA, 0x80, 0x40
 
 
 def encode_header(opcode: int, length: int, *, deflated: bool = False) -> bytes:
@@ -60,6 +60,7 @@ class WebSocket:
         offered = request.headers.get("Sec-WebSocket-Protocol", "")
         response = web.WebSocketResponse(
             timeout=CLOSE_WAIT_S,
+            autoping=False,  # aiohttp would answer any number of pings before anybody else has a turn
             protocols=[name.strip() for name in offered.split(",")],
             compress=options.deflate_websockets_over_bytes is not None,
             max_msg_size=options.max_payload_bytes + 1,  # aiohttp refuses what is as long as this
@@ -69,12 +70,13 @@ class WebSocket:
         await response.prepare(request)
         return cls(response, request, options)
 
-    async def read(self) -> str | bytes | CloseReason:
-        """The next message, or why there is none."""
-        try:
-            message = await self.response.receive()
-        except ConnectionError:  # there was a ping to answer, and nobody left to answer it to
-            return CloseReason.TRANSPORT_ERROR
+    async def read(self) -> str | bytes | CloseReason | None:
+        """The next message, why there is none, or None: a control frame, which has been answered."""
+        message = await self.response.receive()
+        if message.type is WSMsgType.PING or message.type is WSMsgType.PONG:
+            if message.type is WSMsgType.PING and not self._protocol.writing_paused:
+                self._send(encode_header(_PONG, len(message.data)) + message.data)
+            return None
         if message.type is WSMsgType.TEXT or message.type is WSMsgType.BINARY:
             data: str | bytes = message.data
             return data

@@ -1,16 +1,17 @@
 """The transport of one session: connects, proves itself, reconnects, and hands events to its owner in order.
 
 Every connection attempt proves itself by its CONNACK and is then promoted in place of the current one; the
-callbacks of any other connection touch nothing. A task exists only while the link connects or waits to. What
-a message means, and whether a lost session is worth fighting for, is the owner's.
+callbacks of any other connection touch nothing. One attempt is made at a time, and one that fails changes nothing.
+Tasks exist only while the link connects or waits to. What a message means, and whether a lost session is worth
+fighting for, is the owner's.
 """
 
 import asyncio
 import random
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import mqtt5
 
@@ -43,23 +44,25 @@ class Link:
     Args:
         may_reconnect: asked before every attempt after a cut without a reason, which is also how some brokers tell of
             a takeover; False ends the link with Closed, an exception means True. It bounds its own time, and is
-            cancelled by `close()`, `abort()` and `prove()`.
+            cancelled by `close()`, `abort()` and a `prove()` that the broker accepts.
         waiting_bytes: see `MqttSession`.
     """
 
     __slots__ = (
         "_address",
+        "_attempting",
         "_backoff",
         "_connect_timeout_s",
         "_credentials",
         "_current",
         "_cut_without_reason",
         "_drained",
+        "_ended",
         "_failures",
         "_held",
         "_may_reconnect",
         "_owner",
-        "_proving",
+        "_proofs",
         "_session",
         "_task",
         "_timer",
@@ -92,11 +95,13 @@ class Link:
         self._uniform = uniform
         self._session = MqttSession(options, waiting_bytes)
         self._wanted = False  # whether to reconnect
+        self._ended = False  # no attempt may begin before the next `open()`
         self._failures = 0  # attempts since the last Opened
         self._cut_without_reason = False  # how the last connection ended
         self._current: Connection | None = None
-        self._task: asyncio.Task[Any] | None = None  # connects, or waits to
-        self._proving = False
+        self._task: asyncio.Task[None] | None = None  # connects, or waits to
+        self._attempting: asyncio.Task[Verdict] | None = None  # the one connection that proves itself
+        self._proofs: asyncio.Lock | None = None  # in the order of `prove()`
         self._held: Closed | None = None  # loss of the current connection while another proves itself
         self._drained: asyncio.Future[None] | None = None  # `close()` waits for the last PUBACK
         self._timer: asyncio.TimerHandle | None = None
@@ -115,32 +120,24 @@ class Link:
 
     def open(self) -> None:
         """Connect, and reconnect after each loss, until `close()`, `abort()` or the event Closed."""
-        self._wanted = True
+        self._wanted, self._ended = True, False
         self._reconnect(wait=False)
 
     async def prove(self, credentials: Credentials) -> Verdict:
         """Connect anew with the same client id; Opened if the broker accepted the credentials.
 
-        Then it replaces the current connection (the owner sees but its Opened) and the credentials are kept.
+        Then it replaces the current connection (the owner sees but its Opened) and the credentials are kept. Otherwise
+        nothing has changed: a reconnect is never put off by more than the one attempt that is under way.
         """
-        while (task := self._task) is not None:  # one attempt at a time: the later kills the earlier
-            if self._proving:
-                await asyncio.wait({task})
-                if task.cancelled():
-                    return DETACHED
-            else:
-                self._task = None
-                task.cancel()
-        proof = self._start(self._attempt(credentials), proving=True)
-        await asyncio.wait({proof})
-        return DETACHED if proof.cancelled() else cast("Verdict", proof.result())
+        if self._proofs is None:
+            self._proofs = asyncio.Lock()
+        async with self._proofs:
+            return await self._attempt(credentials)
 
     def abort(self) -> None:
         """Cut without DISCONNECT, so that the Will fires and the session stays; `open()` goes on with it."""
-        self._wanted, self._held = False, None
-        task, self._task, self._proving = self._task, None, False
-        if task is not None:
-            task.cancel()
+        self._end()
+        self._task = self._attempting = None
         connection = self._leave()
         if connection is not None:
             self._session.closed()
@@ -153,10 +150,8 @@ class Link:
         ends it, without a reconnect. The broker has `timeout_s` for its PUBACKs and as long again to close the
         connection after the goodbye. May be called again at any time; of several at once the first goodbye counts.
         """
-        self._wanted, self._held = False, None
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        if ending := self._end():
+            await asyncio.wait(ending)
         connection = self._current
         if connection is None:
             return
@@ -168,6 +163,14 @@ class Link:
                 self._session.disconnect(session_expiry_s=session_expiry_s)
                 connection.finish(self._session.output(asyncio.get_running_loop().time()))
         await connection.finished(timeout_s)
+
+    def _end(self) -> set[asyncio.Task[Any]]:
+        """Connect no more; return the tasks that end."""
+        self._wanted, self._ended, self._held = False, True, None
+        ending = {task for task in (self._task, self._attempting) if task is not None}
+        for task in ending:
+            task.cancel()
+        return ending
 
     async def _drain(self, connection: Connection, timeout_s: float) -> None:
         """Wait until the broker has all publishes, or the connection is not current any more."""
@@ -184,6 +187,8 @@ class Link:
             if wait:
                 await asyncio.sleep(self._backoff.delay_s(self._failures, self._uniform))
                 if self._cut_without_reason and not await self._ask():
+                    if self._attempting is not None:
+                        await asyncio.wait({self._attempting})  # if it is accepted, this task is cancelled
                     self._stop(Closed(None, "gave way"))
                     return
             verdict = await self._attempt(self._credentials)
@@ -200,6 +205,18 @@ class Link:
             return True
 
     async def _attempt(self, credentials: Credentials) -> Verdict:
+        """Make a new connection when no other is being made: of two that are accepted the later kills the earlier."""
+        while self._attempting is not None:
+            await asyncio.wait({self._attempting})
+        if self._ended:
+            return DETACHED
+        attempt = asyncio.get_running_loop().create_task(self._try(credentials))
+        self._attempting = attempt
+        attempt.add_done_callback(self._attempted)
+        await asyncio.wait({attempt})
+        return DETACHED if attempt.cancelled() else attempt.result()
+
+    async def _try(self, credentials: Credentials) -> Verdict:
         """Let one new connection prove itself; it is current when the verdict is Opened, else closed."""
         verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         connection, reason = Connection(self, verdict), "closed"
@@ -217,34 +234,32 @@ class Link:
             self._credentials, self._wanted = credentials, True
         return verdict.result()
 
-    def _start(self, coroutine: Coroutine[Any, Any, Any], *, proving: bool = False) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._task, self._proving = task, proving
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        """Clear up after a task if it is still the one, and after what happened to the connection."""
-        if task is self._task:
-            self._task, self._proving = None, False
+    def _attempted(self, attempt: asyncio.Task[Verdict]) -> None:
+        """Tell what the attempt kept back, unless it succeeded."""
+        if attempt is self._attempting:
+            self._attempting = None
             held, self._held = self._held, None
-            if task.cancelled():
-                return  # by close(), or because the loop ends
-            if held is not None:
+            if held is not None and not attempt.cancelled():
                 self._tell_loss(held)
-            else:
-                self._reconnect()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if task is self._task:
+            self._task = None
         if not task.cancelled():
             task.result()
 
     def _reconnect(self, *, wait: bool = True) -> None:
         if self._wanted and self._current is None and self._task is None:
-            self._start(self._connect(wait=wait))
+            self._task = asyncio.get_running_loop().create_task(self._connect(wait=wait))
+            self._task.add_done_callback(self._done)
 
     # --- the current connection
 
     def promote(self, connection: Connection, connack: mqtt5.ConnAckPacket, rest: bytes) -> None:
         """Make a connection current that has proved itself; the one before ends unnoticed."""
+        if self._task is not None:  # it has what it waits for, whoever made the attempt
+            self._task.cancel()
+            self._task = None
         old = self._leave()
         if old is not None:
             old.detach()
@@ -288,8 +303,8 @@ class Link:
             return
         connection.write(self._session.output(asyncio.get_running_loop().time()))
         connection.detach() if connection.paused else connection.drop()  # it may never read again
-        if self._proving:
-            self._held = event  # most likely the proof itself: the broker lets it kill this connection
+        if self._attempting is not None:
+            self._held = event  # most likely its doing: the broker lets the new connection kill this one
         else:
             self._tell_loss(event)
 
@@ -302,7 +317,7 @@ class Link:
             self._reconnect()
 
     def _stop(self, event: Closed) -> None:
-        self._wanted = False
+        self._wanted, self._ended = False, True
         self._owner.link_event(event)
 
     def _deliver(self, events: Iterable[LinkEvent]) -> None:

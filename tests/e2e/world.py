@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -215,15 +215,18 @@ class Service:
                 return presence
 
 
+SEEN = ("devices/+/acks/#", "devices/+/events/#", "devices/+/presence", "inbox/#", "nodes/#", "rooms/#")
+
+
 @asynccontextmanager
-async def service(broker_url: str, **options: Any) -> AsyncIterator[Service]:
-    """A service that sees all topics but the commands."""
+async def service(broker_url: str, *, sees: Sequence[str] = SEEN, **options: Any) -> AsyncIterator[Service]:
+    """A service that sees all topics but the commands, or those that it is told."""
     url = urlsplit(broker_url)
     assert url.hostname
     async with aiomqtt.Client(url.hostname, url.port or 1883, protocol=aiomqtt.ProtocolVersion.V5, **options) as client:
         it = Service(client)
         receiving = asyncio.create_task(it.receive())
-        for topic in ("devices/+/acks/#", "devices/+/events/#", "devices/+/presence", "inbox/#", "nodes/#", "rooms/#"):
+        for topic in sees:
             await client.subscribe(f"gw/v1/{topic}", qos=1)
         yield it
         receiving.cancel()

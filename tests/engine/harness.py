@@ -86,7 +86,7 @@ async def serving(engine: EngineServer, *, cancelling: bool = True, path: str = 
     logger.addFilter(peer_faults)
     app = web.Application()
     engine.attach(app, path)
-    runner = web.AppRunner(app, handler_cancellation=cancelling, shutdown_timeout=1.0)
+    runner = web.AppRunner(app, handler_cancellation=cancelling, auto_decompress=False, shutdown_timeout=1.0)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -289,3 +289,13 @@ async def test_peer_that_leaves_while_it_is_introduced_is_closed(calm: Bench, ei
     writer.close()
     assert await calm.closed(connection.sid) is CloseReason.TRANSPORT_ERROR
     assert not calm.engine.connections
+
+
+async def test_a_compressed_body_is_not_taken(calm: Bench, peer: Peer) -> None:
+    """A stranger's 65 KB became 64 MB, and took the time of a hundred handshakes."""
+    await peer.open()
+    body, headers = gzip.compress(peer.payload("4x").encode()), {"Content-Encoding": "gzip"}
+    async with peer.http.post(calm.url, params=peer.query("polling"), data=body, headers=headers) as response:
+        assert response.status == 400
+    assert await calm.closed(peer.sid) is CloseReason.MALFORMED
+    assert calm.messages == []

@@ -120,11 +120,18 @@ Fake = tuple[str, "asyncio.Queue[FakeBroker]"]
 async def fake() -> AsyncIterator[Fake]:
     """URL and connections of a fake broker."""
     connections = asyncio.Queue[FakeBroker]()
-    server = await asyncio.get_running_loop().create_server(lambda: FakeBroker(connections), "127.0.0.1", 0)
+    peers: list[FakeBroker] = []
+
+    def peer() -> FakeBroker:
+        peers.append(FakeBroker(connections))
+        return peers[-1]
+
+    server = await asyncio.get_running_loop().create_server(peer, "127.0.0.1", 0)
     yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}", connections
     server.close()
-    while not connections.empty():
-        connections.get_nowait().transport.abort()
+    for one in peers:
+        one.transport.abort()
+        await one.lost.wait()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Who a link works for, who talks to it, and what stands between it and its broker."""
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -50,6 +51,7 @@ def make_link(
     owner: LinkOwner,
     credentials: Credentials | None = None,
     may_reconnect: Callable[[], Awaitable[bool]] | None = None,
+    uniform: Callable[[float, float], float] = random.uniform,
     **options: object,
 ) -> Link:
     settings: dict[str, object] = {"client_id": "d-1", "subscriptions": COMMANDS, "session_expiry_s": 60} | options
@@ -61,6 +63,7 @@ def make_link(
         backoff=BACKOFF,
         connect_timeout_s=5,
         may_reconnect=may_reconnect,
+        uniform=uniform,
     )
 
 

@@ -1,0 +1,89 @@
+"""What a device's edge adds to its session: here, turns."""
+
+from typing import Any
+
+from gateway import facts as f
+from gateway.addresses import BrokerUrl
+from gateway.catalog import Catalog
+from gateway.commands import CommandReader, Policy
+from gateway.device import Device, LinkSettings, Surroundings
+from gateway.limits import Budget, Limits, Pace, Shared
+from gateway.mqtt import Backoff, Credentials
+from gateway.topics import Client, Life, Topics
+
+CATALOG = Catalog()
+TOPICS = Topics("gw/v1")
+
+
+class Sockets:
+    """Takes note of what is emitted."""
+
+    def __init__(self) -> None:
+        self.emitted: list[tuple[int, str]] = []
+
+    def emit(self, socket: int, event: str, args: Any = (), emit_id: int | None = None) -> None:
+        self.emitted.append((socket, event))
+
+    def close(self, socket: int, reason: str) -> None:
+        pass
+
+
+class Socket:
+    """An authenticated socket."""
+
+    client = Client(4, "websocket", "127.0.0.1")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class Quiet:
+    """A node and metrics that nobody listens to."""
+
+    displaced = False
+
+    def __getattr__(self, _: str) -> Any:
+        return lambda *_, **__: None
+
+
+def make(sockets: Sockets, replays: Pace) -> Device:
+    links = LinkSettings(BrokerUrl(host="127.0.0.1", port=1), None, Backoff(1, 1), 1.0, 60, 60, 128, 5)
+    around = Surroundings(
+        life=Life("gw-1", "2026"),
+        topics=TOPICS,
+        catalog=CATALOG,
+        reader=CommandReader(TOPICS, CATALOG, Policy(), lambda: "id"),
+        limits=Limits(),
+        shared=Shared(100, 100),
+        waiting_bytes=Budget(100),
+        replays=replays,
+        links=links,
+        sockets=sockets,  # type: ignore[arg-type]
+        node_link=Quiet(),
+        metrics=Quiet(),  # type: ignore[arg-type]
+    )
+    return Device("AC1", Credentials(), around, lambda _: None)
+
+
+def hold(device: Device) -> None:
+    device.handle(f.Command("a", CATALOG["bind_class"], (), f.Answer("gw/v1/x"), 1, 60.0, 10.0, 1))
+
+
+async def test_held_commands_wait_for_their_turn_where_others_come_first() -> None:
+    sockets, pace = Sockets(), Pace(per_s=0.001)
+    first, second, idle = (make(sockets, pace) for _ in range(3))
+    hold(first)
+    hold(second)
+    first.attach(Socket(1))  # type: ignore[arg-type]
+    assert sockets.emitted == [(1, "bind_class")]
+    second.attach(Socket(2))  # type: ignore[arg-type]
+    assert sockets.emitted == [(1, "bind_class")]
+    idle.attach(Socket(3))  # type: ignore[arg-type]
+    hold(idle)
+    assert sockets.emitted[1:] == [(3, "bind_class")], "it had nothing to wait for"
+    second._release(99)
+    assert len(sockets.emitted) == 2, "the turn of a socket that is gone"
+    second._release(2)
+    assert sockets.emitted[2:] == [(2, "bind_class")]
+    for device in (first, second, idle):
+        await device.close()
