@@ -4,17 +4,19 @@ import asyncio
 import re
 import subprocess
 from asyncio.subprocess import DEVNULL
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from shutil import copy
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from tests.clients.install import program
 from tests.e2e.world import WAIT_S
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
-TEMPORARY = "\n".join(f"{name}_temp_path {{0}}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+TEMPORARY = "\n".join(
+    f"{name}_temp_path {{0}}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+)
 
 
 class Upstream(NamedTuple):
@@ -24,12 +26,17 @@ class Upstream(NamedTuple):
     admin_port: int = 0
 
 
-Proxy = Callable[[Path, int, Sequence[Upstream]], AbstractAsyncContextManager[str]]
+class Proxy(Protocol):
+    """`nginx` or `haproxy`: a proxy in front of nodes, on a port of every loopback address; yields its URL."""
+
+    def __call__(
+        self, directory: Path, port: int, nodes: Sequence[Upstream], *, tls: bool = False
+    ) -> AbstractAsyncContextManager[str]: ...
 
 
 @asynccontextmanager
 async def nginx(directory: Path, port: int, nodes: Sequence[Upstream], *, tls: bool = False) -> AsyncIterator[str]:
-    """An nginx in front of the nodes, on a port of every loopback address; yields its URL."""
+    """See `Proxy`."""
     listen = nginx_listen(directory, port) if tls else f"listen {port};"
     write_nginx(directory, listen, "\n".join(f"server 127.0.0.1:{node.port};" for node in nodes))
     async with _running(nginx_command(directory), directory / "error.log", port):
@@ -38,7 +45,7 @@ async def nginx(directory: Path, port: int, nodes: Sequence[Upstream], *, tls: b
 
 @asynccontextmanager
 async def haproxy(directory: Path, port: int, nodes: Sequence[Upstream], *, tls: bool = False) -> AsyncIterator[str]:
-    """The same with HAProxy."""
+    """See `Proxy`."""
     config = directory / "haproxy.cfg"
     config.write_text(haproxy_config(directory, port, nodes, tls=tls), "utf-8")
     async with _running(haproxy_command(config), directory / "haproxy.log", port):
@@ -69,9 +76,9 @@ def haproxy_config(directory: Path, port: int, nodes: Sequence[Upstream], *, tls
     """The haproxy.cfg that is shipped, with a certificate, a port and nodes of the test."""
     certificate(directory)
     shipped = (DEPLOY / "haproxy/haproxy.cfg").read_text("utf-8")
-    shipped = replaced(shipped, r"/etc/haproxy/", f"{directory}/", 1 if tls else 1)
-    bind = f"bind :{port}" if tls else f"bind :{port} #"
-    shipped = replaced(shipped, r"bind :443", bind, 1)
+    shipped = replaced(shipped, r"bind :443 ssl crt /etc/haproxy/", f"bind :{port} ssl crt {directory}/", 1)
+    if not tls:
+        shipped = replaced(shipped, r"(bind :\d+) .*", r"\1", 1)
     servers = [
         f"    server gw-{number} 127.0.0.1:{node.port} {f'port {node.admin_port}' if node.admin_port else 'no-check'}"
         for number, node in enumerate(nodes, 1)
