@@ -40,12 +40,14 @@ from gateway.rooms import RoomPolicy, Rooms
 from gateway.settings import ConfigError
 from gateway.sockets import Socket, SocketServer
 from gateway.surroundings import LinkSettings, Surroundings, now_rfc3339
+from gateway.systemd import ServiceManager
 from gateway.tokens import token_reader
 from gateway.topics import Life, Topics
 from gateway.watched import Files
 
 log = logging.getLogger(__name__)
 
+STOP_MARGIN_S: Final = 20.0  # beyond `drain_s`: for the last publishes, and for sessions that are given up
 COMPRESS_OVER_BYTES: Final = 1024  # below, it costs more than it saves
 KEY_DELAY_SHARE: Final = 1 / 3  # of the time to authenticate: how long one who guesses keys waits at most
 
@@ -246,9 +248,12 @@ async def _serve(config: Config, log_handler: LogHandler) -> None:
         loop.add_signal_handler(number, signalled)
     gateway = Gateway(config, log_handler)
     loop.add_signal_handler(signal.SIGHUP, gateway.reload)
-    await gateway.start()
-    await stop.wait()
-    await gateway.stop()
+    with ServiceManager(os.environ) as manager:
+        await gateway.start()
+        manager.ready()
+        await stop.wait()
+        manager.stopping(config.devices.drain_s + STOP_MARGIN_S)
+        await gateway.stop()
 
 
 def _link_settings(config: Config) -> LinkSettings:

@@ -181,7 +181,7 @@ def expressions(dashboard: Mapping[str, Any], ranges: Mapping[str, str]) -> Iter
         if variable["type"] == "query":
             call = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"])
             assert call
-            yield variable["name"], _filled(f'count by ({call[2]}) ({call[1]})', ranges)
+            yield variable["name"], _filled(f"count by ({call[2]}) ({call[1]})", ranges)
 
 
 def _filled(expr: str, ranges: Mapping[str, str]) -> str:
