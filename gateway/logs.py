@@ -42,27 +42,27 @@ class LogHandler(logging.StreamHandler[Any]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, unless there were too many like it; and first how many were not."""
-        self.summarize()
+        self.tell_suppressed()
         self.records[LEVELS[min(max(record.levelno // 10 - 1, 0), 3)]] += 1
         if self._throttle.admits(_key(record), record.levelno, time.monotonic()):
             super().emit(record)
         else:
             self.suppressed += 1
 
-    def summarize(self, *, anyway: bool = False) -> None:
+    def tell_suppressed(self, *, anyway: bool = False) -> None:
         """Say what was suppressed in the windows that are over, or `anyway`."""
-        for (logger, message, reason), level, count in self._throttle.over(time.monotonic(), anyway=anyway):
-            fields = {"of": message, "count": count} | ({"reason": reason} if reason else {})
-            head = {"name": logger, "levelno": level, "levelname": logging.getLevelName(level)}
-            super().emit(logging.makeLogRecord({**head, "msg": "lines suppressed", **fields}))
+        self.acquire()
+        try:
+            for (logger, message, reason), level, count in self._throttle.over(time.monotonic(), anyway=anyway):
+                fields = {"of": message, "count": count} | ({"reason": reason} if reason else {})
+                head = {"name": logger, "levelno": level, "levelname": logging.getLevelName(level)}
+                super().emit(logging.makeLogRecord({**head, "msg": "lines suppressed", **fields}))
+        finally:
+            self.release()
 
     def close(self) -> None:
         """Say what was suppressed, and close."""
-        self.acquire()
-        try:
-            self.summarize(anyway=True)
-        finally:
-            self.release()
+        self.tell_suppressed(anyway=True)
         super().close()
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from gateway.cli.options import AS_JSON, BROKER, FILE, POSITIVE, PREFIX, Refused, check_broker, unreachable
+from gateway.cli.terminal import printable
 
 if TYPE_CHECKING:
     from gateway.client import Called, Fleet
@@ -229,13 +230,13 @@ def _summary(statuses: Counter[str]) -> str:
 
 def _line(called: "Called") -> str:
     error = called.outcome.error if called.outcome else None
-    return f"{called.serial}  {called.status}{f': {error}' if error else ''}"
+    return printable(f"{called.serial}  {called.status}{f': {error}' if error else ''}")
 
 
 def _json(value: Any) -> str:
     import msgspec
 
-    return msgspec.json.encode(value).decode()
+    return printable(msgspec.json.encode(value).decode())
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway.cli.options import AS_JSON, BROKER, PREFIX, check_broker, unreachable
+from gateway.cli.terminal import printable
 
 if TYPE_CHECKING:
     from gateway.topics import Presence
@@ -38,10 +39,10 @@ def watch(serial: str | None, event: str | None, url: str, prefix: str, as_json:
         async with Fleet(url, prefix=prefix) as fleet:
             async for found in fleet.events(serial, event):
                 if as_json:
-                    click.echo(_json(found))
+                    click.echo(printable(_json(found)))
                     continue
                 mark = "?" if found.question is not None else ""
-                click.echo(" ".join((f"{found.serial}  {found.event}{mark}", *map(_json, found.args))))
+                click.echo(printable(" ".join((f"{found.serial}  {found.event}{mark}", *map(_json, found.args)))))
 
     _run(follow())
 
@@ -69,11 +70,11 @@ def presence(everybody: bool, follow: bool, url: str, prefix: str, as_json: bool
         if as_json:
             import msgspec
 
-            click.echo(_json({"serial": serial, **msgspec.to_builtins(what)}))
+            click.echo(printable(_json({"serial": serial, **msgspec.to_builtins(what)})))
             return
         client = f"{what.client.transport} EIO{what.client.engine} {what.client.address}" if what.client else ""
         state = "online" if what.online else "away"
-        click.echo("  ".join(filter(None, (serial, state, what.node, what.since, client, what.reason))))
+        click.echo(printable("  ".join(filter(None, (serial, state, what.node, what.since, client, what.reason)))))
 
     async def look() -> None:
         from gateway.client import Fleet
