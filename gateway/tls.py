@@ -68,6 +68,8 @@ class Certificate:
             self.load()
         except ValueError as problem:  # it changed once more meanwhile, and will be looked at again
             log.warning("certificate not usable, the last good one counts", extra={"problem": str(problem)})
+        else:
+            log.info("certificate read again", extra={"file": str(self.paths[0])})
 
 
 def server_context() -> ssl.SSLContext:

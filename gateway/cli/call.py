@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from gateway.cli.options import AS_JSON, BROKER, FILE, POSITIVE, PREFIX, Refused, check_broker
+from gateway.cli.options import AS_JSON, BROKER, FILE, POSITIVE, PREFIX, Refused, broker_tls, check_broker
 
 if TYPE_CHECKING:
     from gateway.client import Called, Fleet
@@ -84,11 +84,12 @@ def call(
     serials, event, payload = _read(words, online=online, source=source)
     command = Command(event, _argument(payload), qos, ttl_s, timeout_s)
     check_broker(url)
+    tls = broker_tls(url)
 
     from gateway.client import Fleet
 
     async def send() -> bool:
-        async with Fleet(url, prefix=prefix) as fleet:
+        async with Fleet(url, prefix=prefix, tls=tls) as fleet:
             if len(serials) == 1 and not online and source is None:
                 return await _one(fleet, serials[0], command)
             if online:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway.cli.options import AS_JSON, BROKER, PREFIX, Refused, check_broker
+from gateway.cli.options import AS_JSON, BROKER, PREFIX, Refused, broker_tls, check_broker
 
 if TYPE_CHECKING:
     from gateway.topics import Presence
@@ -31,11 +31,12 @@ def watch(serial: str | None, event: str | None, url: str, prefix: str, as_json:
     gateway watch --event cmd_result
     """
     check_broker(url)
+    tls = broker_tls(url)
 
     async def follow() -> None:
         from gateway.client import Fleet
 
-        async with Fleet(url, prefix=prefix) as fleet:
+        async with Fleet(url, prefix=prefix, tls=tls) as fleet:
             async for found in fleet.events(serial, event):
                 if as_json:
                     click.echo(_json(found))
@@ -64,6 +65,7 @@ def presence(everybody: bool, follow: bool, url: str, prefix: str, as_json: bool
     gateway presence --follow
     """
     check_broker(url)
+    tls = broker_tls(url)
 
     def show(serial: str, what: "Presence") -> None:
         if as_json:
@@ -78,7 +80,7 @@ def presence(everybody: bool, follow: bool, url: str, prefix: str, as_json: bool
     async def look() -> None:
         from gateway.client import Fleet
 
-        async with Fleet(url, prefix=prefix) as fleet, fleet.presence() as devices:
+        async with Fleet(url, prefix=prefix, tls=tls) as fleet, fleet.presence() as devices:
             for serial, what in sorted(devices.items()):
                 if what.online or everybody:
                     show(serial, what)

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import aiomqtt
 import socketio
 from paho.mqtt.packettypes import PacketTypes
@@ -98,9 +99,10 @@ async def gateway(
 class Device:
     """A real python-socketio client; `received` holds (event, arguments), in order."""
 
-    def __init__(self, serial: str = "") -> None:
+    def __init__(self, serial: str = "", *, http: aiohttp.ClientSession | None = None) -> None:
+        """With `http` it comes from where that connects from."""
         self.serial = serial
-        self.client = socketio.AsyncClient(reconnection=False)
+        self.client = socketio.AsyncClient(reconnection=False, http_session=http)
         self.received: asyncio.Queue[tuple[str, tuple[Any, ...]]] = asyncio.Queue()
         self.gone = asyncio.Event()
         self.answers: dict[str, Callable[[], Any]] = {}
