@@ -9,13 +9,14 @@ from gateway import __version__
 from gateway.cli.asyncapi import asyncapi
 from gateway.cli.call import call
 from gateway.cli.devices import devices
+from gateway.cli.options import Commands
 from gateway.cli.serve import check, demo, serve
 from gateway.cli.simulate import simulate
 from gateway.cli.token import token
 from gateway.cli.watch import presence, watch
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="gateway")
 def main() -> None:
     """Connect Socket.IO devices to MQTT: every device becomes an MQTT session of its own.
@@ -24,6 +25,8 @@ def main() -> None:
     gateway demo                               see it work, with nothing to set up
     gateway check --example > gateway.toml     start a configuration
     gateway serve --config gateway.toml        run a node
+    gateway simulate --devices 100             play devices that connect to it
+    gateway call --online device_status        ask each device something
     """
 
 

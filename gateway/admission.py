@@ -40,6 +40,7 @@ class Refusal(StrEnum):
     VIEWERS = "viewers"
     ADDRESS_VIEWERS = "address-viewers"
     ORIGIN = "origin"
+    FORGED_RELAY = "forged-relay"
     SLOW_REQUEST = "slow-request"
     CROWDED_OUT = "crowded-out"
     LARGE_REQUEST = "large-request"

@@ -7,6 +7,7 @@ import secrets
 import signal
 import ssl
 import sys
+from collections.abc import Mapping
 from functools import cache
 from typing import Final
 
@@ -20,7 +21,6 @@ from gateway.auth.choice import authenticator
 from gateway.bearer import admin_token, guard
 from gateway.commands import CommandReader, Policy
 from gateway.config import Config, catalog_of
-from gateway.device import LinkSettings, Surroundings, now_rfc3339
 from gateway.devices import Devices
 from gateway.engine.options import EngineOptions
 from gateway.engine.peers import PeerLimits
@@ -28,13 +28,18 @@ from gateway.exposures import exposures
 from gateway.frontdoor import FrontDoor
 from gateway.limits import Budget, Limits, Pace, Shared
 from gateway.listener import Listener
+from gateway.logs import LogHandler
 from gateway.metrics import Metrics
 from gateway.mqtt import Credentials
 from gateway.mqtt.link import Backoff
 from gateway.node import Node
 from gateway.proxies import Proxies
+from gateway.pulse import Pulse
+from gateway.relay import MIN_SECRET_BYTES, Relay
 from gateway.rooms import RoomPolicy, Rooms
+from gateway.settings import ConfigError
 from gateway.sockets import Socket, SocketServer
+from gateway.surroundings import LinkSettings, Surroundings, now_rfc3339
 from gateway.tokens import token_reader
 from gateway.topics import Life, Topics
 from gateway.watched import Files
@@ -48,24 +53,29 @@ KEY_DELAY_SHARE: Final = 1 / 3  # of the time to authenticate: how long one who 
 class Gateway:
     """One node. `start()` raises OSError when it cannot listen, ConfigError when a file is not usable."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, log_handler: LogHandler | None = None) -> None:
+        """`log_handler` is what `logs.configure` returned, to be counted and kept going."""
         self._config = config
+        self._log_handler = log_handler
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
         self._files = Files()
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
-        registry = admin.registry()
         catalog = catalog_of(config.catalog)
-        metrics = Metrics(registry, catalog)
+        metrics = Metrics(catalog, config.node)
         links = _link_settings(config, tls.to_broker(config.mqtt, self._files))
         rooms: Rooms[Socket] = Rooms()
         admission, proxies = Admission(_admission_limits(config)), Proxies(config.admission.trusted_proxies)
         tokens = token_reader(config.tokens, os.environ, self._files)
         self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), tokens, admission, metrics)
-        self._sockets = SocketServer(self._door, _engine_options(config), config.devices.path, admission, proxies)
         own = _credentials(config.mqtt.url)
         life = Life(config.node, now_rfc3339())
-        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices))
+        relay = config.relay.advertise
+        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), metrics, relay)
+        self._relay = _relay(config, os.environ, self._node.relays, metrics)
+        self._sockets = SocketServer(
+            self._door, _engine_options(config), config.devices.path, admission, proxies, self._relay
+        )
         around = Surroundings(
             life=life,
             topics=topics,
@@ -85,13 +95,14 @@ class Gateway:
         )
         self._devices = Devices(around, self._authenticator, own, config.devices.max_devices)
         self._open_rooms = [rule.match for rule in config.rooms.rules if rule.allow == "anyone"]
-        metrics.devices.set_function(lambda: len(self._devices))
-        metrics.anonymous_room_rules.set(len(self._open_rooms))
+        self._read_metrics(metrics, around, rooms)
         self._door.serve(self._sockets, self._devices)
         contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
         devices = web.Application()
         self._sockets.attach(devices)
-        pages = admin.application(self._reasons, registry, contract)
+        self._pulse = Pulse(metrics.node.loop_lag.observe, self._beat)
+        registry = admin.registry(metrics.instruments)
+        pages = admin.application(lambda: self._pulse.late_s, self._reasons, registry, contract)
         pages.middlewares.append(guard(admin_token(config.admin.token_env, os.environ), self._door.refused))
         self._ports = {
             "devices": Listener(
@@ -130,6 +141,7 @@ class Gateway:
         except OSError:
             await self._stop_listening()
             raise
+        self._pulse.start()
         for exposure in exposures(self._config):
             log.warning("accepted exposure", extra={"exposure": exposure.name, "what": exposure.what})
         self._node.open(self._sockets)
@@ -165,9 +177,16 @@ class Gateway:
             await self._authenticator.close()
         await self._devices.drain(self._config.devices.drain_s)
         await self._sockets.shutdown()
+        if self._relay is not None:
+            await self._relay.close()
         await self._node.close()
         await self._stop_listening()
+        self._pulse.stop()
         log.info("gateway stopped")
+
+    def _beat(self) -> None:
+        if self._log_handler is not None:
+            self._log_handler.tell_suppressed()
 
     async def _adopt(self) -> None:
         if not self._devices.adopts:
@@ -185,6 +204,22 @@ class Gateway:
             *(["full: devices.max_devices are here"] if self._devices.full else []),
         ]
 
+    def _read_metrics(self, metrics: Metrics, around: Surroundings, rooms: Rooms[Socket]) -> None:
+        """Let each gauge be asked for when the metrics are."""
+        metrics.sockets.count_devices(lambda: len(self._devices))
+        metrics.links.count_links(lambda: len(self._devices))
+        metrics.links.up.read(lambda: not self._node.trouble)
+        metrics.links.waiting_bytes.read(lambda: around.waiting_bytes.used)
+        metrics.sessions.count_open(lambda: around.shared.commands.used, lambda: around.shared.bytes.used)
+        metrics.rooms.rooms.read(lambda: len(rooms))
+        metrics.rooms.sockets.read(lambda: rooms.memberships)
+        metrics.rooms.anonymous_rules.read(lambda: len(self._open_rooms))
+        metrics.node.ready.read(lambda: not self._reasons())
+        metrics.node.reloads.read(lambda: self._files.reads, "ok")
+        metrics.node.reloads.read(lambda: self._files.failures, "failed")
+        if (handler := self._log_handler) is not None:
+            metrics.node.read_log(handler.records, lambda: handler.suppressed)
+
     async def _stop_listening(self) -> None:
         for port in self._ports.values():
             await port.close()
@@ -192,15 +227,15 @@ class Gateway:
 
 def run(config: Config) -> None:
     """Run a node until SIGTERM or SIGINT. Raises OSError, ConfigError."""
-    logs.configure(config.log)
+    log_handler = logs.configure(config.log)
     try:
-        uvloop.run(_serve(config))
+        uvloop.run(_serve(config, log_handler))
     except asyncio.CancelledError:
         log.warning("stopped at once: the broker will say offline for the devices")
         sys.exit(1)
 
 
-async def _serve(config: Config) -> None:
+async def _serve(config: Config, log_handler: LogHandler) -> None:
     """Run until the first signal, then stop in good order; the second ends it at once."""
     stop = asyncio.Event()
     loop, serving = asyncio.get_running_loop(), asyncio.current_task()
@@ -211,7 +246,7 @@ async def _serve(config: Config) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    gateway = Gateway(config)
+    gateway = Gateway(config, log_handler)
     loop.add_signal_handler(signal.SIGHUP, gateway.reload)
     await gateway.start()
     await stop.wait()
@@ -253,6 +288,27 @@ def _engine_options(config: Config) -> EngineOptions:
         cookie=devices.cookie or None,
         compress_polls_over_bytes=COMPRESS_OVER_BYTES if devices.compress_polls else None,
         deflate_websockets_over_bytes=COMPRESS_OVER_BYTES if devices.deflate_websockets else None,
+    )
+
+
+def _relay(config: Config, environ: Mapping[str, str], peers: Mapping[str, str], metrics: Metrics) -> Relay | None:
+    """What relays to other nodes, None where this one has no address for them. Raises ConfigError."""
+    settings, devices = config.relay, config.devices
+    if not settings.advertise:
+        return None
+    secret = environ.get(settings.secret_env, "").encode()
+    if len(secret) < MIN_SECRET_BYTES:
+        expected = f"expected at least {MIN_SECRET_BYTES} bytes, which all nodes share"
+        problem = f"environment {settings.secret_env}: {expected}"
+        raise ConfigError([problem])
+    return Relay(
+        config.node,
+        secret,
+        peers,
+        max_requests=settings.max_requests,
+        max_bytes=devices.max_payload_bytes,
+        poll_s=devices.ping_interval_s + devices.ping_timeout_s,
+        relayed=metrics.sockets.relayed,
     )
 
 

@@ -147,7 +147,9 @@ class Fleet:
             on_queued: called with the outcome that says that the command is held.
 
         Raises:
-            NoOutcome: it did not come within `timeout_s`.
+            NoOutcome: it did not come within `timeout_s`. So ends a command for a device that no node ever had:
+                the broker says "no matching subscribers" (0x10) in the PUBACK of QoS 1, but aiomqtt 2.5 drops the
+                reason code in its `_on_publish`, and offers no public way to it. See `why_silent`.
             Disconnected: QoS 0 and the connection is lost, or the fleet was closed.
             ValueError: the serial or the event is no topic level.
         """

@@ -17,7 +17,8 @@ from gateway.mqtt import Message
 from gateway.topics import BINARY_TYPE, MAX_NAME_BYTES, CommandTopic, ReplyTopic, Topics, is_id
 
 MAX_ACK_TIMEOUT_MS: Final = 3_600_000  # a command holds memory and an order until it is done
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context, 3.2
+# W3C Trace Context, 3.2: version (ff is none), trace id and parent id (all zeros are none), flags
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _MALFORMED_EVENT: Final = "-"  # the topic level of an outcome whose event cannot be named
 
 

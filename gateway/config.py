@@ -57,6 +57,7 @@ Memory = Annotated[int, _whole(1024, 1 << 50)]
 NodeName = Annotated[str, _text("1 to 64 of A-Z a-z 0-9 . _ -", "[A-Za-z0-9._-]{1,64}")]
 UrlPath = Annotated[str, _text("a path such as /socket/socket.io", r"(/[^/?#\s]+)+")]
 Origin = Annotated[str, _text("an origin such as https://a.example, or *", r"\*|null|[a-z][\w+.-]*://[^/\s]+")]
+RelayUrl = Annotated[str, _text("a URL such as http://10.0.0.5:8080, or nothing", r"(https?://[^/?#\s]+)?")]
 Variable = Annotated[str, _text("the name of an environment variable", "[A-Za-z_][A-Za-z0-9_]*")]
 VariableOrNone = Annotated[str, _text("the name of an environment variable, or nothing", "([A-Za-z_][A-Za-z0-9_]*)?")]
 HttpUrl = Annotated[
@@ -87,6 +88,14 @@ class Devices(Struct, frozen=True, forbid_unknown_fields=True):
     compress_polls: Annotated[bool, _about("Compress long polls of clients that accept it")] = True
     deflate_websockets: Annotated[bool, _about("permessage-deflate, which takes a socket from 16 to 52 KB")] = False
     cookie: Annotated[str, _about("A cookie that names the session, such as io; none if empty")] = ""
+
+
+class Relay(Struct, frozen=True, forbid_unknown_fields=True):
+    """Nodes that hand each other the requests of their sessions: then a balancer needs no sticky sessions."""
+
+    advertise: Annotated[RelayUrl, _about("Where other nodes reach this node's device port; no relay if empty")] = ""
+    secret_env: Annotated[Variable, _about("What holds the secret that all nodes share")] = "GATEWAY_RELAY_SECRET"  # noqa: S105 - a name
+    max_requests: Annotated[Count, _about("Polls and WebSockets that are relayed at a time")] = 10_000
 
 
 class Admission(Struct, frozen=True, forbid_unknown_fields=True):
@@ -205,6 +214,7 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True):
 
     level: Annotated[Literal["debug", "info", "warning", "error"], _about("The least to log")] = "info"
     format: Annotated[Literal["human", "json"], _about("For people or for machines")] = "human"
+    lines_per_s: Annotated[Count, _about("Lines of one message, on average over ten seconds; more are counted")] = 50
 
 
 def _node_of_host() -> str:
@@ -217,6 +227,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     node: Annotated[NodeName, _about("A name that no other node has")] = field(default_factory=_node_of_host)
     accept: Annotated[tuple[Accepted, ...], _about("What is open on purpose, and not refused")] = ()
     devices: Devices = Devices()
+    relay: Relay = Relay()
     admission: Admission = Admission()
     admin: Admin = Admin()
     mqtt: Mqtt = Mqtt()

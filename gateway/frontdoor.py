@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from time import monotonic
 from typing import Final
 
 from gateway import facts as f
@@ -52,7 +53,7 @@ class FrontDoor:
         self._sockets: SocketServer
         self._devices: Devices
         self._closed = False
-        self._authentications: dict[int, asyncio.Task[None]] = {}  # one a socket at most
+        self._authentications: dict[int, asyncio.Task[Verdict]] = {}  # one a socket at most
 
     def serve(self, sockets: SocketServer, devices: Devices) -> None:
         """Begin: the sockets to answer on, the devices to admit to."""
@@ -68,7 +69,12 @@ class FrontDoor:
 
     def connected(self, socket: Socket) -> None:
         """A socket is a viewer until it authenticates."""
-        self._metrics.sockets.inc()
+        client = socket.client
+        socket.counted = self._metrics.sockets.connected(client.engine, client.transport)
+
+    def upgraded(self, socket: Socket) -> None:
+        """Its transport is another now."""
+        self._count(socket)
 
     def emitted(self, socket: Socket, event: str, args: Args, ack_id: int | None) -> Pending:
         """Dispatch an event; what the protocol does not name is the device's own.
@@ -83,16 +89,19 @@ class FrontDoor:
             case _:
                 self._to_device(socket, event, args, ack_id)
         device = socket.device
-        return device.catch_up() if isinstance(device, Device) and device.floods else None
+        if not (isinstance(device, Device) and device.floods):
+            return None
+        self._metrics.sockets.pauses.n += 1
+        return device.catch_up()
 
     def acked(self, socket: Socket, emit_id: int, args: Args) -> None:
         """Hand an ack to the device."""
         if isinstance(socket.device, Device):
-            socket.device.handle(f.Acked(socket.number, emit_id, args))
+            socket.device.handle(f.Acked(socket.number, emit_id, args), socket.read_at)
 
     def refused(self, reason: Refusal) -> None:
         """Count what a peer was refused."""
-        self._metrics.refusals[reason].inc()
+        self._metrics.sockets.refusals[str(reason)].n += 1
 
     def closed(self, socket: Socket, reason: CloseReason) -> None:
         """Take the socket out of everything it was in."""
@@ -101,8 +110,8 @@ class FrontDoor:
             authentication.cancel()
             if reason is CloseReason.UNAUTHENTICATED and socket.number not in self._held_up:
                 reason = CloseReason.AUTH_UNAVAILABLE  # it did what it had to; nobody answered
-        self._metrics.sockets.dec()
-        self._metrics.closes[reason].inc()
+        if socket.counted is not None:
+            self._metrics.sockets.closed(socket.counted, _role(socket), reason)
         self._rooms.leave_all(socket)
         self._viewers.forget(socket)
         self._unview(socket)
@@ -121,7 +130,7 @@ class FrontDoor:
 
     def _to_device(self, socket: Socket, event: str, args: Args, ack_id: int | None) -> None:
         if isinstance(socket.device, Device):
-            socket.device.handle(f.Emitted(socket.number, event, args, ack_id))
+            socket.device.handle(f.Emitted(socket.number, event, args, ack_id), socket.read_at)
         elif ack_id is not None:
             self._sockets.reply(socket.number, ack_id, refusal("not authenticated"))
 
@@ -132,6 +141,7 @@ class FrontDoor:
         try:
             claim = parse_signature(data, socket.address)
         except Malformed as problem:
+            self._metrics.sockets.authenticated("malformed")
             log.info("signature malformed", extra={"address": socket.address, "problem": str(problem)})
             self._wrong(socket, None, Refusal.MALFORMED_SIGNATURE)
             return
@@ -143,9 +153,9 @@ class FrontDoor:
         elif socket.number not in self._authentications:
             task = asyncio.create_task(self._admit(socket, claim), name=f"authenticate-{socket.number}")
             self._authentications[socket.number] = task
-            task.add_done_callback(partial(self._authenticated, socket.number))
+            task.add_done_callback(partial(self._authenticated, socket.number, monotonic()))
 
-    async def _admit(self, socket: Socket, claim: DeviceKey) -> None:
+    async def _admit(self, socket: Socket, claim: DeviceKey) -> Verdict:
         async with self._turn(socket, claim.serial):
             verdict = await self._devices.admit(
                 claim, lambda: self._accepted(socket, claim), lambda device: self._welcome(socket, device)
@@ -159,6 +169,7 @@ class FrontDoor:
             self._sockets.close(socket.number, CloseReason.OVERLOADED)
         elif verdict is Verdict.MOVED:
             self._sockets.close(socket.number, CloseReason.REPLACED)  # by another node, meanwhile
+        return verdict
 
     @asynccontextmanager
     async def _turn(self, socket: Socket, serial: str) -> AsyncIterator[None]:
@@ -194,13 +205,17 @@ class FrontDoor:
         self._unview(socket)
         log.info("device here", extra={"serial": device.serial, "address": socket.address})
         socket.device = device
+        self._count(socket)
         self._sockets.admit(socket.number)
         self._sockets.emit(socket.number, "auth:ok")
         device.attach(socket)
 
-    def _authenticated(self, number: int, task: asyncio.Task[None]) -> None:
+    def _authenticated(self, number: int, since: float, task: asyncio.Task[Verdict]) -> None:
         del self._authentications[number]
-        if not task.cancelled() and (problem := task.exception()) is not None:
+        problem = None if task.cancelled() else task.exception()
+        outcome = "abandoned" if task.cancelled() or problem is not None else task.result().name.lower()
+        self._metrics.sockets.authenticated(outcome, monotonic() - since)
+        if problem is not None:
             log.error("authentication failed", exc_info=problem)
             self._sockets.close(number, CloseReason.INTERNAL_ERROR)
 
@@ -218,12 +233,16 @@ class FrontDoor:
                 self._view(socket)
                 self._rooms.join(socket, allowed)
                 self._sockets.admit(socket.number)
+                self._metrics.rooms.joins["joined"].n += 1
                 self._log_joined(socket, room)
             else:
                 self._rooms.leave(socket, room if isinstance(room, str) else "")
         except Refused as problem:
+            if event == "join_room":
+                self._metrics.rooms.joins["refused"].n += 1
             self._sockets.emit(socket.number, f"{event}:fail", ({"error_msg": str(problem)},))
         else:
+            self._count(socket)
             self._sockets.emit(socket.number, f"{event}:ok")
 
     def _allowed(self, socket: Socket, room: object) -> str:
@@ -265,3 +284,16 @@ class FrontDoor:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+    # metrics
+
+    def _count(self, socket: Socket) -> None:
+        """Count a socket as what it is now."""
+        client, counted = socket.client, socket.counted
+        if counted is not None:
+            sockets = self._metrics.sockets
+            socket.counted = sockets.moved(counted, _role(socket), client.engine, client.transport)
+
+
+def _role(socket: Socket) -> str:
+    return "device" if socket.device is not None else "viewer" if socket.rooms else "stranger"

@@ -41,7 +41,7 @@ class Certificate:
         self.load()
 
     def load(self) -> None:
-        """Read the files, for every handshake from now on. Raises ValueError, and changes nothing, if it cannot."""
+        """Read the files anew; if they are unusable nothing changes. Raises ValueError."""
         self.check()
         _load(self.context, *self.paths)
 

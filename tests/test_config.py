@@ -145,8 +145,8 @@ def test_a_bad_value_says_what_is_expected(path: str, value: object, expected: s
         ("device", 'device: unknown section, did you mean "devices"?'),
         (
             "broker",
-            "broker: unknown section, expected one of node, accept, devices, admission, admin, mqtt, auth, tokens, "
-            "commands, catalog, rooms, log",
+            "broker: unknown section, expected one of node, accept, devices, relay, admission, admin, mqtt, auth, "
+            "tokens, commands, catalog, rooms, log",
         ),
     ],
 )

@@ -180,8 +180,8 @@ class Owner:
                     self.handle(read)
                 case Settled():
                     self.handle(f.Settled(event.delivery))
-                case Published():
-                    self.handle(f.Published(event.token, event.code))
+                case Published(token=token) if token is not None:
+                    self.handle(f.Published(token, event.code))
                 case Subscribed():
                     self.attach()
                 case Opened():
@@ -214,7 +214,7 @@ class OwnershipMachine(RuleBasedStateMachine):
     # what nodes do
 
     def emitted(self, effect: f.Emit) -> None:
-        (number,) = (msgspec.json.decode(arg)["id"] for arg in effect.args)
+        (number,) = (msgspec.json.decode(arg)["id"] for arg in effect.command.args)
         name = str(number)
         self.emissions[name] += 1
         if self.emissions[name] == 1:

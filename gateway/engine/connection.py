@@ -9,6 +9,7 @@ not read. It must not wait for anything that the same device has yet to send, no
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from time import monotonic
 from typing import Any, ClassVar, Final, Protocol
 
 from gateway.admission import Refusal
@@ -50,6 +51,7 @@ class Application(Protocol):
     on_connected: Callable[["Connection"], Pending]
     on_message: Callable[["Connection", str | bytes], Pending]
     on_closed: Callable[["Connection", CloseReason], Pending]
+    on_upgraded: Callable[["Connection"], None]
 
     def now(self) -> float:
         """Monotonic seconds."""
@@ -85,6 +87,7 @@ class Connection:
         "_told",
         "environ",
         "posting",
+        "read_at",
         "session",
         "user_session",
     )
@@ -94,6 +97,7 @@ class Connection:
         self.environ = environ
         self.user_session: dict[str, Any] = {}
         self.posting = False
+        self.read_at = 0.0  # when the latest packet was read, in monotonic seconds
         self._app = app
         self._busy = 0
         self._paid_until = 0.0  # when what the peer sent would have been sent at its rate
@@ -168,6 +172,7 @@ class Connection:
 
     async def receive(self, packet: Packet) -> None:
         """Take a packet from the session's transport, until the application is done with it."""
+        self.read_at = monotonic()
         pending = self.apply(self.session.receive(packet, self._app.now()))
         if pending is not None:
             await self.settle(pending)
@@ -270,6 +275,7 @@ class Connection:
 
     def _switch(self, _: Switch) -> None:
         self._socket, self._probe = self._probe, None
+        self._app.on_upgraded(self)
 
     def _drop_probe(self, _: DropProbe) -> None:
         probe, self._probe = self._probe, None

@@ -3,7 +3,7 @@
 Decides which request belongs to which session and who may come in; polls, WebSockets and sessions have
 modules of their own. To python-socketio it is the server behind `sio.eio` (`on`, `attach`, `send`,
 `send_packet`, `disconnect`, `transport`, …); a caller that wants to be fast uses `send_text`, which never
-waits, and sets the three callbacks itself:
+waits, and sets the callbacks itself:
 
     server = EngineServer(EngineOptions())
     server.on_connected = lambda connection: connection.admit()
@@ -19,7 +19,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 
@@ -41,6 +41,19 @@ GRAIN_S: Final = 0.05  # how late a heartbeat may be
 GRAINS_PER_INTERVAL: Final = 32  # and at most this part of an interval below a second or two
 
 
+class Relay(Protocol):
+    """Other servers behind the same balancer, which may have the session of a request that comes here."""
+
+    def new_sid(self) -> str:
+        """An id that nobody can guess, and that names this server."""
+
+    def is_forged(self, request: web.Request) -> bool:
+        """Whether a request claims to come from another server, and does not."""
+
+    async def serve(self, request: web.Request, sid: str) -> web.StreamResponse | None:
+        """The answer of the server that has the session; None where no other can have it."""
+
+
 class EngineServer:
     """Engine.IO 3 and 4 on aiohttp. Used from one event loop."""
 
@@ -58,6 +71,8 @@ class EngineServer:
         self.on_connected: Callable[[Connection], Pending] = _ignore
         self.on_message: Callable[[Connection, str | bytes], Pending] = _ignore
         self.on_closed: Callable[[Connection, CloseReason], Pending] = _ignore
+        self.relay: Relay | None = None
+        self.on_upgraded: Callable[[Connection], None] = _ignore
         self.on_refused: Callable[[Refusal], None] = _ignore
         self._proxies = proxies or Proxies()
         self._warned = False
@@ -95,6 +110,7 @@ class EngineServer:
     def attach(self, app: web.Application, path: str = "engine.io") -> None:
         """Serve `path`, with and without a slash at its end."""
         path = "/" + path.strip("/")
+        app.on_response_prepare.append(_without_version)
         app.router.add_route("*", path, self.handle_request)
         app.router.add_route("*", path + "/", self.handle_request)
 
@@ -118,6 +134,9 @@ class EngineServer:
         if not allowed:
             self.on_refused(Refusal.ORIGIN)
             response: web.StreamResponse = polling.refuse(polling.FORBIDDEN)
+        elif self.relay is not None and self.relay.is_forged(request):
+            self.on_refused(Refusal.FORGED_RELAY)
+            response = polling.refuse(polling.FORBIDDEN)
         elif request.method == "OPTIONS":
             response = web.Response(status=204, headers=preflight(request))
         else:
@@ -147,7 +166,8 @@ class EngineServer:
         if connection is not None:
             connection.tick()  # so that a session is never found alive past its deadline
         if connection is None or sid not in self._connections:
-            return polling.refuse(polling.UNKNOWN_SID)
+            relayed = None if self.relay is None else await self.relay.serve(request, sid)
+            return relayed or polling.refuse(polling.UNKNOWN_SID)
         return await self._continue(request, connection, upgrade=upgrade)
 
     async def _continue(self, request: web.Request, connection: Connection, *, upgrade: bool) -> web.StreamResponse:
@@ -332,6 +352,8 @@ class EngineServer:
 
     def generate_id(self) -> str:
         """A new id that nobody can guess."""
+        if self.relay is not None:
+            return self.relay.new_sid()
         return secrets.token_urlsafe(15)
 
     def create_event(self) -> asyncio.Event:
@@ -353,6 +375,11 @@ def _hold(task: asyncio.Future[object], tasks: set[asyncio.Future[object]]) -> a
     tasks.add(task)
     task.add_done_callback(tasks.discard)
     return task
+
+
+async def _without_version(_request: web.Request, response: web.StreamResponse) -> None:
+    """Strangers need not know which aiohttp and Python answer."""
+    response.headers.pop("Server", None)
 
 
 def _ignore(*_: object) -> None:

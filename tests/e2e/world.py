@@ -16,6 +16,7 @@ import aiomqtt
 import socketio
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from prometheus_client.parser import text_string_to_metric_families
 
 WAIT_S = 20.0  # for what must happen; a machine under load is slow
 PATH = "/socket/socket.io"
@@ -53,6 +54,14 @@ class Node:
             while (line := find()) is None:
                 await self._changed.wait()
         return line
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of all series of this name that have these labels, as `/metrics` has them now."""
+        async with aiohttp.ClientSession() as http, http.get(f"{self.admin}/metrics") as response:
+            families = text_string_to_metric_families(await response.text())
+        found = [s for family in families for s in family.samples if s.name == name]
+        assert found, name
+        return sum(sample.value for sample in found if labels.items() <= sample.labels.items())
 
     async def end(self, *, kill: bool = False) -> int:
         """Stop the process, or kill it, and return its exit status."""
@@ -233,3 +242,13 @@ async def service(broker_url: str, *, sees: Sequence[str] = SEEN, **options: Any
         receiving.cancel()
         with suppress(asyncio.CancelledError):
             await receiving
+
+
+def read_all(terminal: int) -> str:
+    """What was written to a terminal until its other side closed."""
+    chunks = []
+    with suppress(OSError):  # EIO: the other side closed
+        while chunk := os.read(terminal, 65536):
+            chunks.append(chunk)
+    os.close(terminal)
+    return b"".join(chunks).decode()
