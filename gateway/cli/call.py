@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from gateway.cli.options import AS_JSON, BROKER, FILE, POSITIVE, PREFIX, Refused, check_broker, unreachable
+from gateway.cli.options import AS_JSON, BROKER, FILE, POSITIVE, PREFIX, Refused, broker_tls, check_broker, unreachable
 from gateway.cli.terminal import printable
 
 if TYPE_CHECKING:
@@ -115,11 +115,12 @@ def call(
     _check(serials, event)
     command = Command(event, _argument(payload), qos, ttl_s, timeout_s)
     check_broker(url)
+    tls = broker_tls(url)
 
     from gateway.client import Fleet
 
     async def send() -> bool:
-        async with Fleet(url, prefix=prefix) as fleet:
+        async with Fleet(url, prefix=prefix, tls=tls) as fleet:
             if len(serials) == 1 and not online and source is None:
                 return await _one(fleet, serials[0], command)
             if online:

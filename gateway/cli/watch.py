@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway.cli.options import AS_JSON, BROKER, PREFIX, check_broker, unreachable
+from gateway.cli.options import AS_JSON, BROKER, PREFIX, broker_tls, check_broker, unreachable
 from gateway.cli.terminal import printable
 
 if TYPE_CHECKING:
@@ -32,11 +32,12 @@ def watch(serial: str | None, event: str | None, url: str, prefix: str, as_json:
     gateway watch --event cmd_result
     """
     check_broker(url)
+    tls = broker_tls(url)
 
     async def follow() -> None:
         from gateway.client import Fleet
 
-        async with Fleet(url, prefix=prefix) as fleet:
+        async with Fleet(url, prefix=prefix, tls=tls) as fleet:
             async for found in fleet.events(serial, event):
                 if as_json:
                     click.echo(printable(_json(found)))
@@ -65,6 +66,7 @@ def presence(everybody: bool, follow: bool, url: str, prefix: str, as_json: bool
     gateway presence --follow
     """
     check_broker(url)
+    tls = broker_tls(url)
 
     def show(serial: str, what: "Presence") -> None:
         if as_json:
@@ -79,7 +81,7 @@ def presence(everybody: bool, follow: bool, url: str, prefix: str, as_json: bool
     async def look() -> None:
         from gateway.client import Fleet
 
-        async with Fleet(url, prefix=prefix) as fleet, fleet.presence() as devices:
+        async with Fleet(url, prefix=prefix, tls=tls) as fleet, fleet.presence() as devices:
             for serial, what in sorted(devices.items()):
                 if what.online or everybody:
                     show(serial, what)

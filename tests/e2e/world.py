@@ -110,9 +110,10 @@ async def gateway(
 class Device:
     """A real python-socketio client; `received` holds (event, arguments), in order."""
 
-    def __init__(self, serial: str = "") -> None:
+    def __init__(self, serial: str = "", *, http: aiohttp.ClientSession | None = None) -> None:
+        """With `http` it comes from where that connects from."""
         self.serial = serial
-        self.client = socketio.AsyncClient(reconnection=False)
+        self.client = socketio.AsyncClient(reconnection=False, http_session=http)
         self.received: asyncio.Queue[tuple[str, tuple[Any, ...]]] = asyncio.Queue()
         self.gone = asyncio.Event()
         self.answers: dict[str, Callable[[], Any]] = {}
