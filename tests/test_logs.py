@@ -119,3 +119,8 @@ def test_configure(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> 
     (line,) = err.splitlines()
     assert json.loads(line)["message"] == "device here"
     assert root.level == logging.INFO
+
+
+def test_what_a_peer_repeats_is_logged_sparsely() -> None:
+    sparse = logs.Sparse(10.0)
+    assert [sparse.left_out(now) for now in (100.0, 100.0, 109.9, 110.0, 111.0, 500.0)] == [0, None, None, 2, None, 1]
