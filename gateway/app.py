@@ -73,7 +73,7 @@ class Gateway:
         own = _credentials(config.mqtt.url)
         life = Life(config.node, now_rfc3339())
         relay = config.relay.advertise
-        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), metrics, relay)
+        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), metrics, catalog, relay)
         self._relay = _relay(config, os.environ, self._node.relays, metrics)
         self._sockets = SocketServer(
             self._door, _engine_options(config), config.devices.path, admission, proxies, self._relay
