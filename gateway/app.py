@@ -14,7 +14,7 @@ from typing import Final
 import uvloop
 from aiohttp import web
 
-from gateway import __version__, admin, asyncapi, logs
+from gateway import __version__, admin, asyncapi, logs, tls
 from gateway.addresses import BrokerUrl
 from gateway.admission import Admission, AdmissionLimits
 from gateway.auth.choice import authenticator
@@ -28,22 +28,26 @@ from gateway.exposures import exposures
 from gateway.frontdoor import FrontDoor
 from gateway.limits import Budget, Limits, Pace, Shared
 from gateway.listener import Listener
+from gateway.logs import LogHandler
 from gateway.metrics import Metrics
 from gateway.mqtt import Credentials
 from gateway.mqtt.link import Backoff
 from gateway.node import Node
 from gateway.proxies import Proxies
+from gateway.pulse import Pulse
 from gateway.relay import MIN_SECRET_BYTES, Relay
 from gateway.rooms import RoomPolicy, Rooms
 from gateway.settings import ConfigError
 from gateway.sockets import Socket, SocketServer
 from gateway.surroundings import LinkSettings, Surroundings, now_rfc3339
+from gateway.systemd import ServiceManager
 from gateway.tokens import token_reader
 from gateway.topics import Life, Topics
 from gateway.watched import Files
 
 log = logging.getLogger(__name__)
 
+STOP_MARGIN_S: Final = 20.0  # beyond `drain_s`: for the last publishes, and for sessions that are given up
 COMPRESS_OVER_BYTES: Final = 1024  # below, it costs more than it saves
 KEY_DELAY_SHARE: Final = 1 / 3  # of the time to authenticate: how long one who guesses keys waits at most
 
@@ -51,15 +55,17 @@ KEY_DELAY_SHARE: Final = 1 / 3  # of the time to authenticate: how long one who 
 class Gateway:
     """One node. `start()` raises OSError when it cannot listen, ConfigError when a file is not usable."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, log_handler: LogHandler | None = None) -> None:
+        """`log_handler` is what `logs.configure` returned, to be counted and kept going."""
         self._config = config
+        self._log_handler = log_handler
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
         self._files = Files()
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
         catalog = catalog_of(config.catalog)
         metrics = Metrics(catalog, config.node)
-        links = _link_settings(config)
+        links = _link_settings(config, tls.to_broker(config.mqtt, self._files))
         rooms: Rooms[Socket] = Rooms()
         admission, proxies = Admission(_admission_limits(config)), Proxies(config.admission.trusted_proxies)
         tokens = token_reader(config.tokens, os.environ, self._files)
@@ -96,7 +102,9 @@ class Gateway:
         contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
         devices = web.Application()
         self._sockets.attach(devices)
-        pages = admin.application(self._reasons, admin.registry(metrics.instruments), contract)
+        self._pulse = Pulse(metrics.node.loop_lag.observe, self._beat)
+        registry = admin.registry(metrics.instruments)
+        pages = admin.application(lambda: self._pulse.late_s, self._reasons, registry, contract)
         pages.middlewares.append(guard(admin_token(config.admin.token_env, os.environ), self._door.refused))
         self._ports = {
             "devices": Listener(
@@ -106,12 +114,14 @@ class Gateway:
                 self._door.refused,
                 limits=_peer_limits(config),
                 proxies=proxies,
+                certificate=tls.of_server("devices", config.devices.tls_cert, config.devices.tls_key, self._files),
             ),
             "admin": Listener(
                 "admin.listen",
                 config.admin.listen,
                 pages,
                 self._door.refused,
+                certificate=tls.of_server("admin", config.admin.tls_cert, config.admin.tls_key, self._files),
             ),
         }
 
@@ -133,6 +143,7 @@ class Gateway:
         except OSError:
             await self._stop_listening()
             raise
+        self._pulse.start()
         for exposure in exposures(self._config):
             log.warning("accepted exposure", extra={"exposure": exposure.name, "what": exposure.what})
         self._node.open(self._sockets)
@@ -153,7 +164,7 @@ class Gateway:
         )
 
     def reload(self) -> None:
-        """Read the files of keys again, without waiting for a change to be noticed."""
+        """Read the files of keys and certificates again, without waiting for a change to be noticed."""
         self._files.reload()
 
     async def stop(self) -> None:
@@ -172,7 +183,12 @@ class Gateway:
             await self._relay.close()
         await self._node.close()
         await self._stop_listening()
+        self._pulse.stop()
         log.info("gateway stopped")
+
+    def _beat(self) -> None:
+        if self._log_handler is not None:
+            self._log_handler.tell_suppressed()
 
     async def _adopt(self) -> None:
         if not self._devices.adopts:
@@ -203,6 +219,8 @@ class Gateway:
         metrics.node.ready.read(lambda: not self._reasons())
         metrics.node.reloads.read(lambda: self._files.reads, "ok")
         metrics.node.reloads.read(lambda: self._files.failures, "failed")
+        if (handler := self._log_handler) is not None:
+            metrics.node.read_log(handler.records, lambda: handler.suppressed)
 
     async def _stop_listening(self) -> None:
         for port in self._ports.values():
@@ -211,15 +229,15 @@ class Gateway:
 
 def run(config: Config) -> None:
     """Run a node until SIGTERM or SIGINT. Raises OSError, ConfigError."""
-    logs.configure(config.log)
+    log_handler = logs.configure(config.log)
     try:
-        uvloop.run(_serve(config))
+        uvloop.run(_serve(config, log_handler))
     except asyncio.CancelledError:
         log.warning("stopped at once: the broker will say offline for the devices")
         sys.exit(1)
 
 
-async def _serve(config: Config) -> None:
+async def _serve(config: Config, log_handler: LogHandler) -> None:
     """Run until the first signal, then stop in good order; the second ends it at once."""
     stop = asyncio.Event()
     loop, serving = asyncio.get_running_loop(), asyncio.current_task()
@@ -230,18 +248,21 @@ async def _serve(config: Config) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    gateway = Gateway(config)
+    gateway = Gateway(config, log_handler)
     loop.add_signal_handler(signal.SIGHUP, gateway.reload)
-    await gateway.start()
-    await stop.wait()
-    await gateway.stop()
+    with ServiceManager(os.environ) as manager:
+        await gateway.start()
+        manager.ready()
+        await stop.wait()
+        manager.stopping(config.devices.drain_s + STOP_MARGIN_S)
+        await gateway.stop()
 
 
-def _link_settings(config: Config) -> LinkSettings:
+def _link_settings(config: Config, context: ssl.SSLContext | None) -> LinkSettings:
     mqtt = config.mqtt
     return LinkSettings(
         address=mqtt.url,
-        tls=ssl.create_default_context() if mqtt.url.tls else None,
+        tls=context,
         backoff=Backoff(mqtt.reconnect_min_s, mqtt.reconnect_max_s),
         connect_timeout_s=mqtt.connect_timeout_s,
         keep_alive_s=mqtt.keep_alive_s,

@@ -1,24 +1,25 @@
 """What happens at the edges, counted: sockets, authentication, rooms, links to the broker, and the node itself."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
 from gateway.admission import Refusal
 from gateway.engine.effects import CloseReason, Transport
 from gateway.instruments import Count, Instruments
+from gateway.logs import LEVELS
 from gateway.mqtt import Down, Dropped, LinkEvent, Opened, Published, Refused, Unavailable
 from gateway.session_metrics import MICRO_S, PRESENCES, WAIT_S
 
 GENERATIONS: Final = ("3", "4")
+RELAYED: Final = ("poll", "websocket", "failed", "gone", "full")
 ROLES: Final = ("device", "viewer", "stranger")
 VERDICTS: Final = ("accepted", "denied", "moved", "full", "abandoned")  # of an admission, which waits for one
 PUBLISH_S: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30,
 )  # fmt: skip
 SOCKETS: Final = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
-RELAYED: Final = ("poll", "websocket", "failed", "gone", "full")
-LEVELS: Final = ("debug", "info", "warning", "error")
 _CODES: Final = {  # reason codes of a PUBACK (MQTT 5, 3.4.2.1), and of what is not even sent
     0x00: "success",
     0x10: "no_matching_subscribers",
@@ -182,8 +183,14 @@ class NodeMetrics:
         )
         for use in self.expiry.labels["use"]:
             self.expiry.read(lambda: None, use)
-        self.log_records = make.counter("gateway_log_records_total", "Lines of the log.", level=LEVELS)
-        self.log_suppressed = make.counter("gateway_log_suppressed_total", "Lines that were not written.")
+        self._log_records = make.counter("gateway_log_records_total", "Lines of the log.", level=LEVELS)
+        self._log_suppressed = make.counter("gateway_log_suppressed_total", "Lines that were not written.")
         self.spans = make.counter("gateway_spans_total", "Spans.", result=("exported", "dropped"))
         info = make.gauge("gateway_build_info", "Always 1.", **{label: (value,) for label, value in build.items()})
         info[tuple(build.values())].n = 1
+
+    def read_log(self, records: Mapping[str, int], suppressed: Callable[[], int]) -> None:
+        """Count the lines of the log from here on: all by level, and those that were not written."""
+        for level in LEVELS:
+            self._log_records.read(partial(records.__getitem__, level), level)
+        self._log_suppressed.read(suppressed)
