@@ -83,6 +83,7 @@ def check(path: Path | None, example: bool) -> None:
         return
     from gateway.auth.choice import authenticator
     from gateway.bearer import admin_token
+    from gateway.observers import tracer_of
     from gateway.settings import ConfigError
     from gateway.tokens import token_reader
     from gateway.watched import Files
@@ -93,6 +94,7 @@ def check(path: Path | None, example: bool) -> None:
         lambda: authenticator(loaded.auth, os.environ, files, lambda _: None),
         lambda: token_reader(loaded.tokens, os.environ, files),
         lambda: admin_token(loaded.admin.token_env, os.environ),
+        lambda: tracer_of(loaded.tracing, loaded.node),
     ):
         try:
             open_files()
