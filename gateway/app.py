@@ -14,7 +14,7 @@ from typing import Final
 import uvloop
 from aiohttp import web
 
-from gateway import __version__, admin, asyncapi, logs
+from gateway import __version__, admin, asyncapi, logs, tls
 from gateway.addresses import BrokerUrl
 from gateway.admission import Admission, AdmissionLimits
 from gateway.auth.choice import authenticator
@@ -41,12 +41,14 @@ from gateway.rooms import RoomPolicy, Rooms
 from gateway.settings import ConfigError
 from gateway.sockets import Socket, SocketServer
 from gateway.surroundings import LinkSettings, Surroundings, now_rfc3339
+from gateway.systemd import ServiceManager
 from gateway.tokens import token_reader
 from gateway.topics import Life, Topics
 from gateway.watched import Files
 
 log = logging.getLogger(__name__)
 
+STOP_MARGIN_S: Final = 20.0  # beyond `drain_s`: for the last publishes, and for sessions that are given up
 COMPRESS_OVER_BYTES: Final = 1024  # below, it costs more than it saves
 KEY_DELAY_SHARE: Final = 1 / 3  # of the time to authenticate: how long one who guesses keys waits at most
 
@@ -65,7 +67,7 @@ class Gateway:
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
         catalog = catalog_of(config.catalog)
         metrics = Metrics(catalog, config.node)
-        links = _link_settings(config)
+        links = _link_settings(config, tls.to_broker(config.mqtt, self._files))
         rooms: Rooms[Socket] = Rooms()
         admission, proxies = Admission(_admission_limits(config)), Proxies(config.admission.trusted_proxies)
         tokens = token_reader(config.tokens, os.environ, self._files)
@@ -115,12 +117,14 @@ class Gateway:
                 self._door.refused,
                 limits=_peer_limits(config),
                 proxies=proxies,
+                certificate=tls.of_server("devices", config.devices.tls_cert, config.devices.tls_key, self._files),
             ),
             "admin": Listener(
                 "admin.listen",
                 config.admin.listen,
                 pages,
                 self._door.refused,
+                certificate=tls.of_server("admin", config.admin.tls_cert, config.admin.tls_key, self._files),
             ),
         }
 
@@ -163,7 +167,7 @@ class Gateway:
         )
 
     def reload(self) -> None:
-        """Read the files of keys again, without waiting for a change to be noticed."""
+        """Read the files of keys and certificates again, without waiting for a change to be noticed."""
         self._files.reload()
 
     async def stop(self) -> None:
@@ -254,16 +258,19 @@ async def _serve(config: Config, log_handler: LogHandler) -> None:
         loop.add_signal_handler(number, signalled)
     gateway = Gateway(config, log_handler)
     loop.add_signal_handler(signal.SIGHUP, gateway.reload)
-    await gateway.start()
-    await stop.wait()
-    await gateway.stop()
+    with ServiceManager(os.environ) as manager:
+        await gateway.start()
+        manager.ready()
+        await stop.wait()
+        manager.stopping(config.devices.drain_s + STOP_MARGIN_S)
+        await gateway.stop()
 
 
-def _link_settings(config: Config) -> LinkSettings:
+def _link_settings(config: Config, context: ssl.SSLContext | None) -> LinkSettings:
     mqtt = config.mqtt
     return LinkSettings(
         address=mqtt.url,
-        tls=ssl.create_default_context() if mqtt.url.tls else None,
+        tls=context,
         backoff=Backoff(mqtt.reconnect_min_s, mqtt.reconnect_max_s),
         connect_timeout_s=mqtt.connect_timeout_s,
         keep_alive_s=mqtt.keep_alive_s,

@@ -1,4 +1,5 @@
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -177,6 +178,19 @@ def test_check_prints_warnings() -> None:
     assert done.stderr == "warning: environment GATEWAY_SERVICE_HOST: not a setting, ignored\n"
 
 
+def test_a_variable_may_be_in_a_file(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("mqtt://gateway:a?b@broker\n")
+    done = gateway("check", environ={"GATEWAY_MQTT_URL_FILE": str(secret)})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("environment GATEWAY_MQTT_URL: expected ")
+    assert "a?b" not in done.stderr
+    secret.write_text("mqtt://gateway:a%40b@broker\n")
+    assert gateway("check", environ={"GATEWAY_MQTT_URL_FILE": str(secret)}).stderr == ""
+    done = gateway("check", environ={"GATEWAY_MQTT_URL_FILE": str(tmp_path / "none")})
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
 def test_check_of_a_file_that_is_not_there(tmp_path: Path) -> None:
     done = gateway("check", "--config", tmp_path / "none.toml")
     assert (done.returncode, done.stderr) == (
@@ -234,7 +248,14 @@ def test_serve_does_not_show_a_password() -> None:
     [
         (["S1", "text_stop", "{id: 7}"], "JSON: "),
         (["S1", "text_stop", "--mqtt", "localhost"], "--mqtt: expected mqtt://"),
-        (["S 1", "text_stop"], "cannot call S 1: "),
+        (["S 1", "text_stop"], "SERIAL: 'S 1' is none"),
+        (["S1,,S2", "text_stop"], "SERIAL: '' is none"),
+        (["S1", ""], "EVENT: must be 1 to 128 bytes"),
+        (
+            ["S1", "text_stop", "--qos", "2"],
+            "Invalid value for '--qos': 2 is not in the range 0<=x<=1; see `gateway call",
+        ),
+        (["S1", "text_stop", "--qoss", "1"], "No such option '--qoss'"),
         (["S1"], "expected SERIAL[,SERIAL]... EVENT [JSON]; "),
         (["--online", "S1", "text_stop", "{}"], "expected EVENT [JSON]; "),
         (["--online", "--from-file", "x", "text_stop"], "expected --online or --from-file"),
@@ -284,8 +305,60 @@ def test_call_without_a_broker(closed: str) -> None:
     done = gateway("call", "S1", "text_stop", environ={"GATEWAY_MQTT_URL": f"mqtt://u:s3cret@{closed}"})
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("cannot call S1: ")
+    assert done.stderr.startswith(f"mqtt://u:***@{closed}: Connection refused; is a broker there? ")
     assert "s3cret" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["cal"], "No such command 'cal'. Did you mean 'call'?; see `gateway --help`"),
+        (["--nope"], "No such option '--nope'; see `gateway --help`"),
+        (["devices", "list"], "Missing option '--file'; see `gateway devices list --help`"),
+        (["simulate", "--keys", "/nonexistent"], "Invalid value for '--keys': '/nonexistent': No such file"),
+    ],
+)
+def test_an_error_of_usage_is_one_line(words: list[str], problem: str) -> None:
+    done = gateway(*words)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert done.stderr.startswith(problem)
+
+
+@pytest.mark.parametrize("words", [[], ["devices"]])
+def test_a_group_without_a_command_is_helpful(words: list[str]) -> None:
+    done = gateway(*words)
+    assert done.returncode == 2
+    assert "Commands:" in done.stderr
+
+
+def test_bash_completes_commands_options_and_events() -> None:
+    """As the README says to set it up, in a real shell."""
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is not installed")
+    script = """
+        eval "$(_GATEWAY_COMPLETE=bash_source gateway)"
+        complete_word() {
+            COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+            _gateway_completion gateway
+            echo "${COMPREPLY[@]}"
+        }
+        complete_word gateway si
+        complete_word gateway call --onl
+        complete_word gateway call AC1 face
+        complete_word gateway simulate --profile mi
+    """
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [bash, "-c", script], capture_output=True, text=True, env=os.environ | {"PATH": path}, check=True
+    )
+    assert done.stdout.splitlines() == ["simulate", "--online", "face_data_count", "mixed"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_its_completion(shell: str) -> None:
+    done = gateway(environ={"_GATEWAY_COMPLETE": f"{shell}_source"})
+    assert (done.returncode, "COMMAND" in done.stdout or "complete" in done.stdout) == (0, True)
 
 
 def add(path: Path, serial: str, key: str) -> subprocess.CompletedProcess[str]:
@@ -355,8 +428,10 @@ def test_devices_of_a_file_that_is_not_there(tmp_path: Path, command: list[str])
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
-        ([], "expected a SERIAL, or --devices N\n"),
+        ([], "expected a SERIAL, --devices N or --keys CSV\n"),
         (["AC1", "--url", "127.0.0.1:8080"], "--url: expected http://HOST:PORT or https://HOST:PORT\n"),
+        (["a/b"], "'a/b' is no serial: expected 1 to 64 of A-Z a-z 0-9 . _ -\n"),
+        (["--devices", "2", "--serial-prefix", "a b"], "'a b1' is no serial: expected 1 to 64 of A-Z a-z 0-9 . _ -\n"),
     ],
 )
 def test_simulate_refuses(args: list[str], problem: str) -> None:

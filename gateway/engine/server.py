@@ -110,6 +110,7 @@ class EngineServer:
     def attach(self, app: web.Application, path: str = "engine.io") -> None:
         """Serve `path`, with and without a slash at its end."""
         path = "/" + path.strip("/")
+        app.on_response_prepare.append(_without_version)
         app.router.add_route("*", path, self.handle_request)
         app.router.add_route("*", path + "/", self.handle_request)
 
@@ -374,6 +375,11 @@ def _hold(task: asyncio.Future[object], tasks: set[asyncio.Future[object]]) -> a
     tasks.add(task)
     task.add_done_callback(tasks.discard)
     return task
+
+
+async def _without_version(_request: web.Request, response: web.StreamResponse) -> None:
+    """Strangers need not know which aiohttp and Python answer."""
+    response.headers.pop("Server", None)
 
 
 def _ignore(*_: object) -> None:

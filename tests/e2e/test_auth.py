@@ -135,7 +135,7 @@ async def test_strangers_with_wrong_keys_do_not_keep_a_device_from_its_link(regi
         await registry.stop()
         await node.logged("broker lost")
         await registry.start()
-        async with service(registry.url, username="service", password="s") as api:
+        async with service(registry.url, username="commander", password="s") as api:
             await api.send("devices/AC1/commands/media_stop", {"stop": True})
             await plate.expect("media_stop")
             assert (await api.outcome("devices/AC1/acks/media_stop"))["status"] == "acked"

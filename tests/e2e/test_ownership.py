@@ -199,9 +199,9 @@ async def test_of_two_processes_with_one_name_the_later_has_it(broker: LocalBrok
 
 async def test_a_device_that_comes_back_at_once_is_not_given_what_it_had_elsewhere(registry: LocalBroker) -> None:
     """The broker decides who gets in, so that the way back is faster than the question who has the device."""
-    own, service_url = (registry.url.replace("mqtt://", f"mqtt://{user}@") for user in ("gateway:g", "service:s"))
+    own, service_url = (registry.url.replace("mqtt://", f"mqtt://{user}@") for user in ("gateway:g", "commander:s"))
     async with (
-        service(service_url, username="service", password="s") as api,
+        service(service_url, username="commander", password="s") as api,
         gateway(own, "--auth", "broker", "--node", "gw-1") as one,
         gateway(own, "--auth", "broker", "--node", "gw-2") as two,
         device(one, "AC1", key="right") as old,

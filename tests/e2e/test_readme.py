@@ -133,7 +133,24 @@ async def test_the_program_that_replies(broker: LocalBroker, node: Node) -> None
 
 async def test_the_program_with_nothing_but_mqtt_5(broker: LocalBroker, node: Node) -> None:
     async with simulated(node), running(*python("ResponseTopic", broker)) as program:
-        assert (await line(program)).startswith("b'1' b'{")
+        assert await line(program) == "b'1' acked {'ack': True, 'status': 'on'}"
+
+
+@pytest.mark.mosquitto_only("the embedded broker does not say 0x10")
+async def test_the_program_is_told_that_nobody_knows_the_device(broker: LocalBroker, node: Node) -> None:
+    async with running(*python("ResponseTopic", broker)) as program:
+        assert await line(program) == "no gateway knows this device"
+
+
+@pytest.mark.mosquitto_only("the embedded broker keeps what has MQTT 5 properties from MQTT 3.1.1")
+async def test_the_program_with_mqtt_3_1_1(broker: LocalBroker, node: Node) -> None:
+    async with device(node, SERIAL) as plate:
+        plate.answers["device_status"] = lambda: {"ack": True, "status": "sleep"}
+        async with running(*python("MQTTv311", broker)) as program:
+            told = f"{SERIAL} device_status my-id acked {{'ack': True, 'status': 'sleep'}}"
+            assert await line(program) == told
+            assert await plate.client.call("question", {"n": 1}, timeout=int(WAIT_S)) == {"ok": True}
+            assert await line(program) == f"{SERIAL} question {{'n': 1}}"
 
 
 async def test_the_device_in_javascript(node: Node, api: Service) -> None:
