@@ -29,7 +29,7 @@ from gateway.config import resolve
 from gateway.mqtt.connection import Connection
 from tests.bench.contenders import UNLIMITED, Running, Timers
 from tests.bench.fleet import PAYLOAD, Fleet, connect_service
-from tests.bench.workloads import Commands, Events, room_events
+from tests.bench.workloads import ROOM_PAYLOAD, Commands, Events, room_events
 from tests.clients.install import missing
 
 COMMANDS = 100
@@ -220,4 +220,4 @@ def allocated(packages: Iterable[Any]) -> int:
 
 
 def test_the_payload_has_the_size_that_the_bench_names() -> None:
-    assert len(PAYLOAD) == 200
+    assert len(PAYLOAD) == len(ROOM_PAYLOAD) == 200
