@@ -108,7 +108,11 @@ def _one(admin: str, as_json: bool) -> int:
 
 
 async def _ask(admin: str) -> dict[str, Any]:
-    """What a node says at its admin port: readiness with reasons, and NUMBERS. Raises aiohttp.ClientError, ValueError."""
+    """What a node says at its admin port: readiness with reasons, and NUMBERS.
+
+    Raises:
+        aiohttp.ClientError, ValueError: it does not answer, or with something else.
+    """
     import aiohttp
     from prometheus_client.parser import text_string_to_metric_families
 

@@ -28,7 +28,7 @@ async def node_statuses(url: str, *, prefix: str = "gw/v1", tls: SSLContext | No
     def receive(message: aiomqtt.Message) -> None:
         more.set()
         with suppress(msgspec.DecodeError, UnicodeDecodeError, TypeError):
-            status = _STATUS.decode(message.payload)  # type: ignore[arg-type]
+            status = _STATUS.decode(message.payload)
             found[status.node] = status
 
     client_id = f"status-{secrets.token_hex(8)}"

@@ -21,7 +21,7 @@ async def test_nodes_as_the_broker_knows_them(broker: LocalBroker, api: Service)
         assert [(node["node"], node["online"]) for node in map(json.loads, lines)] == [("gw-1", False), ("gw-2", True)]
 
 
-async def test_one_node_as_its_admin_port_says(broker: LocalBroker, api: Service) -> None:
+async def test_one_node_as_its_admin_port_says(broker: LocalBroker) -> None:
     secret = "0123456789abcdef-secret"
     environ = {"GATEWAY_ADMIN_TOKEN_ENV": "OPS", "OPS": secret}
     async with gateway(broker.url, environ=environ) as node, device(node, "AC1", transports=["websocket"]):
