@@ -444,10 +444,3 @@ async def test_nothing_is_left_of_connections_that_went(http: aiohttp.ClientSess
     await engine.shutdown()
     gc.collect()
     assert alive() == []
-
-
-async def test_what_others_left_with_a_browser_is_not_kept(calm: Bench, http: aiohttp.ClientSession) -> None:
-    async with http.get(f"{calm.url}?EIO=4&transport=polling", headers={"Cookie": "theirs=secret"}) as response:
-        assert response.status == 200
-    (connection,) = calm.connections.values()
-    assert "secret" not in repr(connection.environ)
