@@ -33,6 +33,7 @@ from gateway.metrics import Metrics
 from gateway.mqtt import Credentials
 from gateway.mqtt.link import Backoff
 from gateway.node import Node
+from gateway.observers import observers_of, tracer_of
 from gateway.proxies import Proxies
 from gateway.pulse import Pulse
 from gateway.relay import MIN_SECRET_BYTES, Relay
@@ -62,6 +63,7 @@ class Gateway:
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
         self._files = Files()
+        self._tracer = tracer_of(config.tracing, config.node)
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
         catalog = catalog_of(config.catalog)
         metrics = Metrics(catalog, config.node)
@@ -73,7 +75,7 @@ class Gateway:
         own = _credentials(config.mqtt.url)
         life = Life(config.node, now_rfc3339())
         relay = config.relay.advertise
-        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), metrics, relay)
+        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), metrics, catalog, relay)
         self._relay = _relay(config, os.environ, self._node.relays, metrics)
         self._sockets = SocketServer(
             self._door, _engine_options(config), config.devices.path, admission, proxies, self._relay
@@ -91,6 +93,7 @@ class Gateway:
             sockets=self._sockets,
             node_link=self._node,
             metrics=metrics,
+            observers=observers_of(self._tracer),
         )
         self._authenticator = authenticator(
             config.auth, os.environ, self._files, lambda serials: self._devices.revoke(serials)
@@ -184,6 +187,8 @@ class Gateway:
         await self._node.close()
         await self._stop_listening()
         self._pulse.stop()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
         log.info("gateway stopped")
 
     def _beat(self) -> None:
@@ -219,6 +224,9 @@ class Gateway:
         metrics.node.ready.read(lambda: not self._reasons())
         metrics.node.reloads.read(lambda: self._files.reads, "ok")
         metrics.node.reloads.read(lambda: self._files.failures, "failed")
+        if (tracer := self._tracer) is not None:
+            metrics.node.spans.read(lambda: tracer.exported, "exported")
+            metrics.node.spans.read(lambda: tracer.dropped, "dropped")
         if (handler := self._log_handler) is not None:
             metrics.node.read_log(handler.records, lambda: handler.suppressed)
 

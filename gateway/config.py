@@ -221,6 +221,14 @@ def _node_of_host() -> str:
     return "gw-" + re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:61]
 
 
+class Tracing(Struct, frozen=True, forbid_unknown_fields=True):
+    """Spans of commands whose traceparent says that their trace is recorded."""
+
+    endpoint: Annotated[
+        HttpUrl, _about("An OpenTelemetry collector: OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces")
+    ] = ""
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting of one node; the sections are those of the file."""
 
@@ -237,6 +245,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     catalog: CatalogSettings = CatalogSettings()
     rooms: Rooms = Rooms()
     log: Log = Log()
+    tracing: Tracing = Tracing()
 
 
 def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:

@@ -8,7 +8,7 @@ import asyncio
 import gc
 import sys
 import tracemalloc
-from asyncio.selector_events import _SelectorSocketTransport as Transport
+from asyncio.selector_events import _SelectorSocketTransport as Transport  # type: ignore[attr-defined]
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from pathlib import Path
