@@ -14,6 +14,7 @@ from gateway.cli.devices import devices
 from gateway.cli.options import Commands, Refused
 from gateway.cli.serve import check, demo, serve
 from gateway.cli.simulate import simulate
+from gateway.cli.status import status
 from gateway.cli.token import token
 from gateway.cli.watch import presence, watch
 
@@ -46,7 +47,7 @@ def _read_secret_files() -> None:
         raise Refused(str(error)) from None
 
 
-for command in (serve, check, demo, call, watch, presence, devices, token, simulate, asyncapi):
+for command in (serve, check, demo, status, call, watch, presence, devices, token, simulate, asyncapi):
     main.add_command(command)
 
 

@@ -8,7 +8,8 @@ import signal
 import ssl
 import sys
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from typing import Final
 
 import uvloop
@@ -224,6 +225,15 @@ class Gateway:
         metrics.node.ready.read(lambda: not self._reasons())
         metrics.node.reloads.read(lambda: self._files.reads, "ok")
         metrics.node.reloads.read(lambda: self._files.failures, "failed")
+        config = self._config
+        certificates = {
+            "devices": config.devices.tls_cert,
+            "admin": config.admin.tls_cert,
+            "mqtt": config.mqtt.cert_file,
+        }
+        for use, path in certificates.items():
+            if path:
+                metrics.node.read_expiry(use, partial(tls.not_after, Path(path)))
         if (tracer := self._tracer) is not None:
             metrics.node.spans.read(lambda: tracer.exported, "exported")
             metrics.node.spans.read(lambda: tracer.dropped, "dropped")

@@ -61,6 +61,7 @@ def test_version() -> None:
         (["call"], "gateway call --online device_status --json"),
         (["watch"], "gateway watch --serial"),
         (["presence"], "gateway presence --follow"),
+        (["status"], "gateway status --admin"),
         (["devices", "import"], "gateway devices import --file"),
         (["devices", "rotate"], "gateway devices rotate --file"),
         (["simulate"], "gateway simulate --url"),
