@@ -163,7 +163,9 @@ def _placed(rows: list[Row]) -> Iterator[dict[str, Any]]:
 
 
 def _panel(panel: Panel) -> dict[str, Any]:
-    look = {"series": _series, "stat": _stat, "heatmap": _heatmap, "table": _table, "states": _states}[panel.kind](panel)
+    look = {"series": _series, "stat": _stat, "heatmap": _heatmap, "table": _table, "states": _states}[panel.kind](
+        panel
+    )
     defaults: dict[str, Any] = {"unit": panel.unit, "thresholds": _thresholds(panel.thresholds)}
     optional = {"decimals": panel.decimals, "noValue": panel.no_value}
     defaults |= {name: value for name, value in optional.items() if value is not None}
