@@ -45,7 +45,7 @@ def _text(expected: str, pattern: str) -> Meta:
 _LEVEL: Final = r"[^+#/\s\x00-\x1f\x7f]+"  # one topic level that needs no quoting anywhere
 
 Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max, extra={"expected": "a number > 0"})]
-Accepted = Literal["open-auth", "anonymous-rooms", "admin-without-token", "plain-mqtt"]
+Accepted = Literal["open-auth", "anonymous-rooms", "admin-without-token", "plain-mqtt", "plain-http"]
 Rate = Annotated[float, Meta(ge=0.01, le=1e9, extra={"expected": "a number from 0.01 to 1000000000"})]
 Count = Annotated[int, _whole(1, 1_000_000)]
 UInt16 = Annotated[int, _whole(1, 65_535)]
@@ -73,6 +73,8 @@ class Devices(Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: Annotated[Listen, _about("Where devices connect")] = Listen("0.0.0.0", 8080)  # noqa: S104
     path: Annotated[UrlPath, _about("URL path of socket.io")] = "/socket/socket.io"
+    tls_cert: Annotated[str, _about("PEM of the certificate, its chain after it; plain HTTP if empty")] = ""
+    tls_key: Annotated[str, _about("PEM of its key, not encrypted; in tls_cert if empty")] = ""
     origins: Annotated[tuple[Origin, ...], _about("Origins of other web pages that may connect")] = ()
     ping_interval_s: Annotated[Seconds, _about("Time between heartbeats")] = 25.0
     ping_timeout_s: Annotated[Seconds, _about("How late a heartbeat may be")] = 20.0
@@ -118,12 +120,17 @@ class Admin(Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: Annotated[Listen, _about("Where /healthz, /readyz and /metrics are")] = Listen("127.0.0.1", 9464)
     token_env: Annotated[VariableOrNone, _about("What holds the bearer token of the pages; none if empty")] = ""
+    tls_cert: Annotated[str, _about("PEM of the certificate, its chain after it; plain HTTP if empty")] = ""
+    tls_key: Annotated[str, _about("PEM of its key, not encrypted; in tls_cert if empty")] = ""
 
 
 class Mqtt(Struct, frozen=True, forbid_unknown_fields=True):
     """The broker, and the sessions that stand for devices there."""
 
     url: Annotated[BrokerUrl, _about("The MQTT 5 broker")] = BrokerUrl(host="127.0.0.1", port=1883)
+    ca_file: Annotated[str, _about("PEM of authorities for mqtts://; the system's if empty")] = ""
+    cert_file: Annotated[str, _about("PEM of a client certificate for mqtts://; none if empty")] = ""
+    key_file: Annotated[str, _about("PEM of its key, not encrypted; in cert_file if empty")] = ""
     prefix: Annotated[TopicPrefix, _about("Where every topic of the gateway begins")] = "gw/v1"
     keep_alive_s: Annotated[UInt16, _about("Keep-alive of each link")] = 60
     session_s: Annotated[SessionExpiry, _about("How long the session of an absent device is kept")] = 86_400
@@ -214,6 +221,14 @@ def _node_of_host() -> str:
     return "gw-" + re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:61]
 
 
+class Tracing(Struct, frozen=True, forbid_unknown_fields=True):
+    """Spans of commands whose traceparent says that their trace is recorded."""
+
+    endpoint: Annotated[
+        HttpUrl, _about("An OpenTelemetry collector: OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces")
+    ] = ""
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting of one node; the sections are those of the file."""
 
@@ -230,6 +245,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     catalog: CatalogSettings = CatalogSettings()
     rooms: Rooms = Rooms()
     log: Log = Log()
+    tracing: Tracing = Tracing()
 
 
 def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:
@@ -306,6 +322,16 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.tokens.algorithm in ("RS256", "ES256") and not config.tokens.key_file:
         text = f'missing, expected the public key because tokens.algorithm is "{config.tokens.algorithm}"'
         yield "tokens.key_file", "tokens.algorithm", text
+    for section, certificate, key in (
+        ("devices", "tls_cert", "tls_key"),
+        ("admin", "tls_cert", "tls_key"),
+        ("mqtt", "cert_file", "key_file"),
+    ):
+        if attrgetter(f"{section}.{key}")(config) and not attrgetter(f"{section}.{certificate}")(config):
+            yield f"{section}.{certificate}", f"{section}.{key}", f"missing, expected because {section}.{key} is set"
+    for key in ("ca_file", "cert_file"):
+        if attrgetter(key)(config.mqtt) and not config.mqtt.url.tls:
+            yield f"mqtt.{key}", "mqtt.url", f"of no use, expected mqtts:// in mqtt.url, got {config.mqtt.url}"
     if config.mqtt.reconnect_max_s < (least := config.mqtt.reconnect_min_s):
         text = f"expected at least mqtt.reconnect_min_s, {least}, got {config.mqtt.reconnect_max_s}"
         yield "mqtt.reconnect_max_s", "mqtt.reconnect_min_s", text

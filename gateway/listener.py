@@ -1,7 +1,6 @@
 """One HTTP port: an aiohttp application on it, with or without TLS, and watched connections."""
 
 import os
-import ssl
 from asyncio import Server, get_running_loop
 from collections.abc import Callable
 from typing import Final
@@ -12,6 +11,7 @@ from gateway.addresses import Listen
 from gateway.admission import Refusal
 from gateway.engine.peers import PeerLimits, Peers, watched
 from gateway.proxies import Proxies
+from gateway.tls import Certificate
 
 BACKLOG: Final = 1024  # connections that the kernel holds while the loop is busy
 TLS_HANDSHAKE_S: Final = 10.0  # asyncio would give a minute
@@ -35,7 +35,7 @@ class Listener:
         *,
         limits: PeerLimits = PeerLimits(),  # noqa: B008 - it is frozen
         proxies: Proxies | None = None,
-        tls: ssl.SSLContext | None = None,
+        certificate: Certificate | None = None,
     ) -> None:
         self._name = name
         self._where = where
@@ -43,7 +43,7 @@ class Listener:
         self._refused = refused
         self._limits = limits
         self._proxies = proxies or Proxies()
-        self._tls = tls
+        self._tls = certificate.context if certificate is not None else None
         self._runner: web.AppRunner | None = None
         self._peers: Peers | None = None
         self._server: Server | None = None

@@ -3,11 +3,18 @@
 Decides which versions are spoken: TLS 1.2 and 1.3, with Python's ciphers, all of them with forward secrecy.
 """
 
+import logging
 import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+
+from gateway.config import Mqtt
+from gateway.settings import ConfigError
+from gateway.watched import Files, Watched
+
+log = logging.getLogger(__name__)
 
 _SEQUENCE: Final = 0x30
 _VERSION: Final = 0xA0  # [0] EXPLICIT
@@ -15,54 +22,104 @@ _UTC_TIME: Final = 0x17
 
 
 class Certificate:
-    """A server's certificate with its key, and the context that shows it. Raises ValueError, one line, if unusable.
+    """What a context shows of itself: a certificate with its chain, and the key.
+
+    Args:
+        certificate: PEM, the chain after it.
+        key: PEM; it may be in the same file.
 
     Attributes:
-        context: of the server. A handshake sees the certificate that was current when it began.
+        context: a handshake shows the certificate that was current when it began.
+
+    Raises:
+        ValueError: one line; the files cannot be used.
     """
 
-    def __init__(self, certificate: Path, key: Path) -> None:
-        self._paths = certificate, key
-        self.context = _server_context()
+    def __init__(self, context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+        self.context = context
+        self.paths = (certificate, key)
         self.load()
-
-    @property
-    def paths(self) -> tuple[Path, Path]:
-        """The files that it comes from."""
-        return self._paths
 
     def load(self) -> None:
         """Read the files anew; if they are unusable nothing changes. Raises ValueError."""
         self.check()
-        _load(self.context, *self._paths)
+        _load(self.context, *self.paths)
 
     def check(self) -> None:
-        """Raise ValueError, one line, if the files cannot be used as they are now."""
-        _load(_server_context(), *self._paths)
+        """Raise ValueError if the files cannot be used as they are now."""
+        _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), *self.paths)
 
     @property
     def expires_at(self) -> float:
-        """When the certificate that is in the file ends, in Unix time."""
-        return not_after(self._paths[0])
+        """When the certificate that is in the file ends, in Unix time. Raises ValueError."""
+        return not_after(self.paths[0])
+
+    def watch(self, files: Files) -> None:
+        """Read it again when one of its files changes."""
+        for path in dict.fromkeys(self.paths):
+            files.watch(Watched.load(path, self._look, self._changed))
+
+    def _look(self, _: Path) -> object:
+        self.check()
+        return object()  # unlike the one before, so that it counts as a change
+
+    def _changed(self, *_: object) -> None:
+        try:
+            self.load()
+        except ValueError as problem:  # it changed once more meanwhile, and will be looked at again
+            log.warning("certificate not usable, the last good one counts", extra={"problem": str(problem)})
+        else:
+            log.info("certificate read again", extra={"file": str(self.paths[0])})
 
 
-def client_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
-    """How to connect to a server: what it shows is verified, by this authority or by the system's.
+def server_context() -> ssl.SSLContext:
+    """How to be a server, once there is a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
-    Args:
-        ca: certificates of authorities, PEM.
-        certificate: what we show, PEM; with its chain, and the key if there is no other file with it.
 
-    Raises:
-        ValueError: a file cannot be used; one line.
+def client_context(ca: str = "") -> ssl.SSLContext:
+    """How to connect to a server: what it shows is verified, by the authorities in this file or the system's.
+
+    Raises ValueError, one line.
     """
     try:
-        context = ssl.create_default_context(cafile=ca)
+        context = ssl.create_default_context(cafile=ca or None)
     except (OSError, ssl.SSLError) as problem:
         raise ValueError(f"{ca}: {_why(problem, 'no certificate of an authority in it')}") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if certificate is not None:
-        _load(context, certificate, key or certificate)
+    return context
+
+
+def of_server(section: str, certificate: str, key: str, files: Files) -> Certificate | None:
+    """The certificate of the port that this section sets; None without one. Raises ConfigError."""
+    if not certificate:
+        return None
+    try:
+        found = Certificate(server_context(), Path(certificate), Path(key or certificate))
+    except ValueError as problem:
+        raise ConfigError([f"{section}.tls_cert: {problem}"]) from None
+    found.watch(files)
+    return found
+
+
+def to_broker(mqtt: Mqtt, files: Files) -> ssl.SSLContext | None:
+    """How links connect to the broker; None if not by TLS. Raises ConfigError."""
+    if not mqtt.url.tls:
+        return None
+    try:
+        context = client_context(mqtt.ca_file)
+    except ValueError as problem:
+        raise ConfigError([f"mqtt.ca_file: {problem}"]) from None
+    if mqtt.cert_file:
+        try:
+            found = Certificate(context, Path(mqtt.cert_file), Path(mqtt.key_file or mqtt.cert_file))
+        except ValueError as problem:
+            raise ConfigError([f"mqtt.cert_file: {problem}"]) from None
+        found.watch(files)
     return context
 
 
@@ -97,14 +154,6 @@ def _values(der: bytes) -> Iterator[tuple[int, bytes]]:
             raise ValueError("truncated")
         yield tag, der[at : at + size]
         at += size
-
-
-def _server_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from gateway.cli.options import AS_JSON, BROKER, FILE, POSITIVE, PREFIX, Refused, check_broker, unreachable
+from gateway.cli.options import AS_JSON, BROKER, FILE, POSITIVE, PREFIX, Refused, broker_tls, check_broker, unreachable
+from gateway.cli.terminal import printable
 
 if TYPE_CHECKING:
     from gateway.client import Called, Fleet
@@ -114,11 +115,12 @@ def call(
     _check(serials, event)
     command = Command(event, _argument(payload), qos, ttl_s, timeout_s)
     check_broker(url)
+    tls = broker_tls(url)
 
     from gateway.client import Fleet
 
     async def send() -> bool:
-        async with Fleet(url, prefix=prefix) as fleet:
+        async with Fleet(url, prefix=prefix, tls=tls) as fleet:
             if len(serials) == 1 and not online and source is None:
                 return await _one(fleet, serials[0], command)
             if online:
@@ -229,13 +231,13 @@ def _summary(statuses: Counter[str]) -> str:
 
 def _line(called: "Called") -> str:
     error = called.outcome.error if called.outcome else None
-    return f"{called.serial}  {called.status}{f': {error}' if error else ''}"
+    return printable(f"{called.serial}  {called.status}{f': {error}' if error else ''}")
 
 
 def _json(value: Any) -> str:
     import msgspec
 
-    return msgspec.json.encode(value).decode()
+    return printable(msgspec.json.encode(value).decode())
 
 
 @contextmanager

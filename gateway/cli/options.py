@@ -1,12 +1,16 @@
 """What several commands share: types of options, where the broker is, and the one line that refuses."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -50,6 +54,25 @@ def check_broker(url: str) -> None:
         BrokerUrl.parse(url)
     except ValueError as error:
         raise Refused(f"--mqtt: expected {error}") from None
+
+
+def broker_tls(url: str) -> "SSLContext | None":
+    """How to connect by TLS, with the files that a gateway's environment names; None if not by TLS."""
+    from gateway.addresses import BrokerUrl
+
+    address = BrokerUrl.parse(url)
+    if not address.tls:
+        return None
+    from gateway.config import Mqtt
+    from gateway.settings import ConfigError
+    from gateway.tls import to_broker
+    from gateway.watched import Files
+
+    ca, certificate, key = (os.environ.get(f"GATEWAY_MQTT_{name}_FILE", "") for name in ("CA", "CERT", "KEY"))
+    try:
+        return to_broker(Mqtt(url=address, ca_file=ca, cert_file=certificate, key_file=key), Files())
+    except ConfigError as error:
+        raise Refused(str(error)) from None
 
 
 def unreachable(error: Exception) -> Refused:

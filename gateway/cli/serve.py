@@ -81,8 +81,10 @@ def check(path: Path | None, example: bool) -> None:
 
         click.echo(config.example(), nl=False)
         return
+    from gateway import tls
     from gateway.auth.choice import authenticator
     from gateway.bearer import admin_token
+    from gateway.observers import tracer_of
     from gateway.settings import ConfigError
     from gateway.tokens import token_reader
     from gateway.watched import Files
@@ -93,6 +95,10 @@ def check(path: Path | None, example: bool) -> None:
         lambda: authenticator(loaded.auth, os.environ, files, lambda _: None),
         lambda: token_reader(loaded.tokens, os.environ, files),
         lambda: admin_token(loaded.admin.token_env, os.environ),
+        lambda: tls.of_server("devices", loaded.devices.tls_cert, loaded.devices.tls_key, files),
+        lambda: tls.of_server("admin", loaded.admin.tls_cert, loaded.admin.tls_key, files),
+        lambda: tls.to_broker(loaded.mqtt, files),
+        lambda: tracer_of(loaded.tracing, loaded.node),
     ):
         try:
             open_files()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway.cli.options import AS_JSON, BROKER, PREFIX, check_broker, unreachable
+from gateway.cli.options import AS_JSON, BROKER, PREFIX, broker_tls, check_broker, unreachable
+from gateway.cli.terminal import printable
 
 if TYPE_CHECKING:
     from gateway.topics import Presence
@@ -31,17 +32,18 @@ def watch(serial: str | None, event: str | None, url: str, prefix: str, as_json:
     gateway watch --event cmd_result
     """
     check_broker(url)
+    tls = broker_tls(url)
 
     async def follow() -> None:
         from gateway.client import Fleet
 
-        async with Fleet(url, prefix=prefix) as fleet:
+        async with Fleet(url, prefix=prefix, tls=tls) as fleet:
             async for found in fleet.events(serial, event):
                 if as_json:
-                    click.echo(_json(found))
+                    click.echo(printable(_json(found)))
                     continue
                 mark = "?" if found.question is not None else ""
-                click.echo(" ".join((f"{found.serial}  {found.event}{mark}", *map(_json, found.args))))
+                click.echo(printable(" ".join((f"{found.serial}  {found.event}{mark}", *map(_json, found.args)))))
 
     _run(follow())
 
@@ -64,21 +66,22 @@ def presence(everybody: bool, follow: bool, url: str, prefix: str, as_json: bool
     gateway presence --follow
     """
     check_broker(url)
+    tls = broker_tls(url)
 
     def show(serial: str, what: "Presence") -> None:
         if as_json:
             import msgspec
 
-            click.echo(_json({"serial": serial, **msgspec.to_builtins(what)}))
+            click.echo(printable(_json({"serial": serial, **msgspec.to_builtins(what)})))
             return
         client = f"{what.client.transport} EIO{what.client.engine} {what.client.address}" if what.client else ""
         state = "online" if what.online else "away"
-        click.echo("  ".join(filter(None, (serial, state, what.node, what.since, client, what.reason))))
+        click.echo(printable("  ".join(filter(None, (serial, state, what.node, what.since, client, what.reason)))))
 
     async def look() -> None:
         from gateway.client import Fleet
 
-        async with Fleet(url, prefix=prefix) as fleet, fleet.presence() as devices:
+        async with Fleet(url, prefix=prefix, tls=tls) as fleet, fleet.presence() as devices:
             for serial, what in sorted(devices.items()):
                 if what.online or everybody:
                     show(serial, what)

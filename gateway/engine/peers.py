@@ -16,7 +16,7 @@ from gateway.crowd import Crowd
 from gateway.engine.wheel import Wheel
 from gateway.proxies import Proxies, plain
 
-MAX_HEAD_BYTES: Final = 65_536  # of a request: far more than any browser behind any proxy sends
+MAX_HEAD_BYTES: Final = 32_768  # of a request: what nginx takes, and more than browsers send; aiohttp keeps it
 MAX_HEADERS: Final = 100
 IDLE_S: Final = 75.0  # between two requests: longer than the pause between two heartbeats of a client that polls
 LINGER_S: Final = 2.0  # how long the rest of a refused body is read, so that the peer gets the answer

@@ -110,6 +110,7 @@ class EngineServer:
     def attach(self, app: web.Application, path: str = "engine.io") -> None:
         """Serve `path`, with and without a slash at its end."""
         path = "/" + path.strip("/")
+        app.on_response_prepare.append(_without_version)
         app.router.add_route("*", path, self.handle_request)
         app.router.add_route("*", path + "/", self.handle_request)
 
@@ -239,7 +240,8 @@ class EngineServer:
         return self._proxies.client(request.remote or "", request.headers.getall("X-Forwarded-For", ()))
 
     async def _upgrade(self, request: web.Request, connection: Connection) -> web.StreamResponse:
-        refused = self.admission.handshake(self._address(request), self.now())
+        # The request may come from another node, which relays those of many.
+        refused = self.admission.handshake(str(connection.environ["REMOTE_ADDR"]), self.now())
         if refused is not None:
             return self._turn_away(request, refused)
         may_probe = connection.may_probe(base64=bool(request.query.get("b64")))
@@ -374,6 +376,11 @@ def _hold(task: asyncio.Future[object], tasks: set[asyncio.Future[object]]) -> a
     tasks.add(task)
     task.add_done_callback(tasks.discard)
     return task
+
+
+async def _without_version(_request: web.Request, response: web.StreamResponse) -> None:
+    """Strangers need not know which aiohttp and Python answer."""
+    response.headers.pop("Server", None)
 
 
 def _ignore(*_: object) -> None:

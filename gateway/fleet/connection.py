@@ -44,6 +44,7 @@ class Connection:
         receive: called with each message; must not block or raise.
         lost: called with the reason whenever the connection is lost.
         max_inflight: how many QoS 1 messages the broker may not have acknowledged yet.
+        tls: for `mqtts://`; by default the broker's certificate is verified by the system's authorities.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class Connection:
         *,
         lost: Callable[[str], None] = lambda _: None,
         max_inflight: int = 20,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self._broker = broker
         self._client_id = client_id
         self._filters = [(topic_filter, 1) for topic_filter in filters]
@@ -175,7 +178,7 @@ class Connection:
             clean_start=False,  # mosquitto saves no session that began with a clean start, whatever its expiry
             properties=properties,
             transport="unix" if broker.unix_path else "tcp",
-            tls_context=ssl.create_default_context() if broker.tls else None,
+            tls_context=(self._tls or ssl.create_default_context()) if broker.tls else None,
             socket_options=() if broker.unix_path else (nodelay,),
             max_queued_incoming_messages=MAX_MESSAGES_QUEUED,
             max_inflight_messages=self._max_inflight,

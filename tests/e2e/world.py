@@ -80,6 +80,7 @@ async def gateway(
     environ: Mapping[str, str] | None = None,
     listen: str = "127.0.0.1:0",
     errors: Collection[str] = (),
+    await_ready: bool = True,
 ) -> AsyncIterator[Node]:
     """Run `gateway serve` on free ports, with open authentication unless told otherwise.
 
@@ -96,7 +97,8 @@ async def gateway(
     try:
         started = await node.logged("gateway started")
         node.devices, node.admin = started["devices"], started["admin"]
-        await node.logged("gateway ready")
+        if await_ready:
+            await node.logged("gateway ready")
         yield node
     finally:
         await node.end(kill=process.returncode is None and sys.exc_info()[0] is not None)
@@ -108,9 +110,10 @@ async def gateway(
 class Device:
     """A real python-socketio client; `received` holds (event, arguments), in order."""
 
-    def __init__(self, serial: str = "") -> None:
+    def __init__(self, serial: str = "", *, http: aiohttp.ClientSession | None = None) -> None:
+        """With `http` it comes from where that connects from."""
         self.serial = serial
-        self.client = socketio.AsyncClient(reconnection=False)
+        self.client = socketio.AsyncClient(reconnection=False, http_session=http)
         self.received: asyncio.Queue[tuple[str, tuple[Any, ...]]] = asyncio.Queue()
         self.gone = asyncio.Event()
         self.answers: dict[str, Callable[[], Any]] = {}
