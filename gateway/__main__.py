@@ -11,14 +11,15 @@ from gateway import __version__
 from gateway.cli.asyncapi import asyncapi
 from gateway.cli.call import call
 from gateway.cli.devices import devices
-from gateway.cli.options import Refused
+from gateway.cli.options import Commands, Refused
 from gateway.cli.serve import check, demo, serve
 from gateway.cli.simulate import simulate
+from gateway.cli.status import status
 from gateway.cli.token import token
 from gateway.cli.watch import presence, watch
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="gateway")
 def main() -> None:
     """Connect Socket.IO devices to MQTT: every device becomes an MQTT session of its own.
@@ -27,6 +28,8 @@ def main() -> None:
     gateway demo                               see it work, with nothing to set up
     gateway check --example > gateway.toml     start a configuration
     gateway serve --config gateway.toml        run a node
+    gateway simulate --devices 100             play devices that connect to it
+    gateway call --online device_status        ask each device something
 
     A variable GATEWAY_X may be in a file that GATEWAY_X_FILE names: secrets of containers, credentials of systemd.
     """
@@ -44,7 +47,7 @@ def _read_secret_files() -> None:
         raise Refused(str(error)) from None
 
 
-for command in (serve, check, demo, call, watch, presence, devices, token, simulate, asyncapi):
+for command in (serve, check, demo, status, call, watch, presence, devices, token, simulate, asyncapi):
     main.add_command(command)
 
 

@@ -1,6 +1,7 @@
-"""Where a server listens and where the broker is: what a person writes, parsed. Pure."""
+"""Where a server listens, where the broker is, which networks: what a person writes, parsed. Pure."""
 
 import re
+from ipaddress import ip_network
 from typing import ClassVar, Self
 from urllib.parse import unquote, urlsplit
 
@@ -24,6 +25,24 @@ class Listen(Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Network(Struct, frozen=True):
+    """A network, or one address, as `10.0.0.0/8` or `::1`."""
+
+    text: str
+    expected: ClassVar = "an address or a network such as 10.0.0.0/8"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read it; raises ValueError, also where bits beyond the prefix are set."""
+        try:
+            return cls(str(ip_network(text)))
+        except ValueError:
+            raise ValueError(cls.expected) from None
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class BrokerUrl(Struct, frozen=True):

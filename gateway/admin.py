@@ -9,33 +9,50 @@ from collections.abc import Callable
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from gateway.pulse import STUCK_S
 
 INDEX = """\
 socketio-mqtt-gateway
-/healthz  200 while the process answers
+/healthz  200 while the event loop turns
 /readyz   200 when devices can be served, 503 and the reasons when not
 /metrics  Prometheus or OpenMetrics text
 /asyncapi.yaml  the contract with services, as AsyncAPI 3.0
 """
 
 
-def registry() -> CollectorRegistry:
-    """A new registry that has the metrics of the process, the platform and the garbage collector."""
+def registry(*collectors: Collector) -> CollectorRegistry:
+    """A new registry of these, and the metrics of the process, the platform and the garbage collector."""
     fresh = CollectorRegistry()
-    for collector in (ProcessCollector, PlatformCollector, GCCollector):
-        collector(registry=fresh)
+    for collector in collectors:
+        fresh.register(collector)
+    for of_process in (ProcessCollector, PlatformCollector, GCCollector):
+        of_process(registry=fresh)
     return fresh
 
 
 def application(
-    readiness: Callable[[], list[str]], registry: CollectorRegistry, contract: Callable[[], str]
+    late_s: Callable[[], float],
+    readiness: Callable[[], list[str]],
+    registry: CollectorRegistry,
+    contract: Callable[[], str],
 ) -> web.Application:
-    """The routes; `readiness` returns why the node is not ready, nothing when it is; `contract` the AsyncAPI YAML."""
+    """The routes.
+
+    Args:
+        late_s: by how much the event loop is late.
+        readiness: why the node is not ready, nothing when it is.
+        contract: the AsyncAPI YAML.
+    """
 
     async def index(_: web.Request) -> web.Response:
         return web.Response(text=INDEX)
 
     async def healthz(_: web.Request) -> web.Response:
+        late = late_s()
+        if late >= STUCK_S:
+            return web.Response(text=f"the event loop is {late:.1f} s late", status=503)
         return web.Response(text="ok")
 
     async def readyz(_: web.Request) -> web.Response:

@@ -7,28 +7,41 @@ import secrets
 import signal
 import ssl
 import sys
-from functools import cache
+from collections.abc import Mapping
+from functools import cache, partial
+from pathlib import Path
 from typing import Final
 
 import uvloop
 from aiohttp import web
 
-from gateway import __version__, admin, asyncapi, logs
-from gateway.addresses import BrokerUrl, Listen
+from gateway import __version__, admin, asyncapi, logs, tls
+from gateway.addresses import BrokerUrl
+from gateway.admission import Admission, AdmissionLimits
 from gateway.auth.choice import authenticator
+from gateway.bearer import admin_token, guard
 from gateway.commands import CommandReader, Policy
 from gateway.config import Config, catalog_of
-from gateway.device import LinkSettings, Surroundings, now_rfc3339
 from gateway.devices import Devices
 from gateway.engine.options import EngineOptions
+from gateway.engine.peers import PeerLimits
+from gateway.exposures import exposures
 from gateway.frontdoor import FrontDoor
 from gateway.limits import Budget, Limits, Pace, Shared
+from gateway.listener import Listener
+from gateway.logs import LogHandler
 from gateway.metrics import Metrics
 from gateway.mqtt import Credentials
 from gateway.mqtt.link import Backoff
 from gateway.node import Node
+from gateway.observers import observers_of, tracer_of
+from gateway.proxies import Proxies
+from gateway.pulse import Pulse
+from gateway.relay import MIN_SECRET_BYTES, Relay
 from gateway.rooms import RoomPolicy, Rooms
+from gateway.settings import ConfigError
 from gateway.sockets import Socket, SocketServer
+from gateway.surroundings import LinkSettings, Surroundings, now_rfc3339
 from gateway.systemd import ServiceManager
 from gateway.tokens import token_reader
 from gateway.topics import Life, Topics
@@ -38,31 +51,36 @@ log = logging.getLogger(__name__)
 
 STOP_MARGIN_S: Final = 20.0  # beyond `drain_s`: for the last publishes, and for sessions that are given up
 COMPRESS_OVER_BYTES: Final = 1024  # below, it costs more than it saves
-KEEP_ALIVE_S: Final = 75.0  # of an idle HTTP connection: longer than the pause between two polls of a sleepy device
+KEY_DELAY_SHARE: Final = 1 / 3  # of the time to authenticate: how long one who guesses keys waits at most
 
 
 class Gateway:
     """One node. `start()` raises OSError when it cannot listen, ConfigError when a file is not usable."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, log_handler: LogHandler | None = None) -> None:
+        """`log_handler` is what `logs.configure` returned, to be counted and kept going."""
         self._config = config
+        self._log_handler = log_handler
         self._draining = False
-        self._listeners: dict[str, web.AppRunner] = {}
-        self._sites: dict[str, web.TCPSite] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._files = Files()
+        self._tracer = tracer_of(config.tracing, config.node)
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
-        registry = admin.registry()
         catalog = catalog_of(config.catalog)
-        metrics = Metrics(registry, catalog)
-        links = _link_settings(config)
+        metrics = Metrics(catalog, config.node)
+        links = _link_settings(config, tls.to_broker(config.mqtt, self._files))
         rooms: Rooms[Socket] = Rooms()
+        admission, proxies = Admission(_admission_limits(config)), Proxies(config.admission.trusted_proxies)
         tokens = token_reader(config.tokens, os.environ, self._files)
-        self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), tokens, metrics)
-        self._sockets = SocketServer(self._door, _engine_options(config), config.devices.path)
+        self._door = FrontDoor(rooms, RoomPolicy(config.rooms.rules), tokens, admission, metrics)
         own = _credentials(config.mqtt.url)
         life = Life(config.node, now_rfc3339())
-        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices))
+        relay = config.relay.advertise
+        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), metrics, catalog, relay)
+        self._relay = _relay(config, os.environ, self._node.relays, metrics)
+        self._sockets = SocketServer(
+            self._door, _engine_options(config), config.devices.path, admission, proxies, self._relay
+        )
         around = Surroundings(
             life=life,
             topics=topics,
@@ -76,38 +94,62 @@ class Gateway:
             sockets=self._sockets,
             node_link=self._node,
             metrics=metrics,
+            observers=observers_of(self._tracer),
         )
         self._authenticator = authenticator(
             config.auth, os.environ, self._files, lambda serials: self._devices.revoke(serials)
         )
         self._devices = Devices(around, self._authenticator, own, config.devices.max_devices)
         self._open_rooms = [rule.match for rule in config.rooms.rules if rule.allow == "anyone"]
-        metrics.devices.set_function(lambda: len(self._devices))
-        metrics.anonymous_room_rules.set(len(self._open_rooms))
+        self._read_metrics(metrics, around, rooms)
         self._door.serve(self._sockets, self._devices)
         contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
-        self._admin = admin.application(self._reasons, registry, contract)
+        devices = web.Application()
+        self._sockets.attach(devices)
+        self._pulse = Pulse(metrics.node.loop_lag.observe, self._beat)
+        registry = admin.registry(metrics.instruments)
+        pages = admin.application(lambda: self._pulse.late_s, self._reasons, registry, contract)
+        pages.middlewares.append(guard(admin_token(config.admin.token_env, os.environ), self._door.refused))
+        self._ports = {
+            "devices": Listener(
+                "devices.listen",
+                config.devices.listen,
+                devices,
+                self._door.refused,
+                limits=_peer_limits(config),
+                proxies=proxies,
+                certificate=tls.of_server("devices", config.devices.tls_cert, config.devices.tls_key, self._files),
+            ),
+            "admin": Listener(
+                "admin.listen",
+                config.admin.listen,
+                pages,
+                self._door.refused,
+                certificate=tls.of_server("admin", config.admin.tls_cert, config.admin.tls_key, self._files),
+            ),
+        }
 
     @property
     def device_url(self) -> str:
         """Where devices connect, once started; the path is the configured one."""
-        return self._url("devices")
+        return self._ports["devices"].url
 
     @property
     def admin_url(self) -> str:
         """Where health and metrics are, once started."""
-        return self._url("admin")
+        return self._ports["admin"].url
 
     async def start(self) -> None:
         """Listen for devices and operators, and connect to the broker in the background."""
-        app = web.Application()
-        self._sockets.attach(app)
         try:
-            await self._listen("devices", app, self._config.devices.listen)
-            await self._listen("admin", self._admin, self._config.admin.listen)
+            for port in self._ports.values():
+                await port.start()
         except OSError:
             await self._stop_listening()
             raise
+        self._pulse.start()
+        for exposure in exposures(self._config):
+            log.warning("accepted exposure", extra={"exposure": exposure.name, "what": exposure.what})
         self._node.open(self._sockets)
         self._tasks.append(asyncio.create_task(self._adopt(), name="adopt"))
         self._tasks.append(asyncio.create_task(self._files.run(), name="files"))
@@ -126,7 +168,7 @@ class Gateway:
         )
 
     def reload(self) -> None:
-        """Read the files of keys again, without waiting for a change to be noticed."""
+        """Read the files of keys and certificates again, without waiting for a change to be noticed."""
         self._files.reload()
 
     async def stop(self) -> None:
@@ -135,15 +177,24 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
-        await self._sites["devices"].stop()
+        await self._ports["devices"].stop_accepting()
         await self._door.close()
         if self._authenticator is not None:
             await self._authenticator.close()
         await self._devices.drain(self._config.devices.drain_s)
         await self._sockets.shutdown()
+        if self._relay is not None:
+            await self._relay.close()
         await self._node.close()
         await self._stop_listening()
+        self._pulse.stop()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
         log.info("gateway stopped")
+
+    def _beat(self) -> None:
+        if self._log_handler is not None:
+            self._log_handler.tell_suppressed()
 
     async def _adopt(self) -> None:
         if not self._devices.adopts:
@@ -161,45 +212,50 @@ class Gateway:
             *(["full: devices.max_devices are here"] if self._devices.full else []),
         ]
 
-    async def _listen(self, name: str, app: web.Application, where: Listen) -> None:
-        runner = web.AppRunner(
-            app,
-            access_log=None,
-            handle_signals=False,
-            handler_cancellation=True,
-            auto_decompress=False,  # no client compresses what it posts, and 65 KB of a stranger's would become 64 MB
-            shutdown_timeout=1.0,
-        )
-        self._listeners[name] = runner
-        await runner.setup()
-        self._sites[name] = site = web.TCPSite(runner, where.host, where.port)
-        try:
-            await site.start()
-        except OSError as problem:
-            why = os.strerror(problem.errno) if problem.errno and problem.errno > 0 else problem
-            raise OSError(f"{name}.listen: {where}: {why}") from None
+    def _read_metrics(self, metrics: Metrics, around: Surroundings, rooms: Rooms[Socket]) -> None:
+        """Let each gauge be asked for when the metrics are."""
+        metrics.sockets.count_devices(lambda: len(self._devices))
+        metrics.links.count_links(lambda: len(self._devices))
+        metrics.links.up.read(lambda: not self._node.trouble)
+        metrics.links.waiting_bytes.read(lambda: around.waiting_bytes.used)
+        metrics.sessions.count_open(lambda: around.shared.commands.used, lambda: around.shared.bytes.used)
+        metrics.rooms.rooms.read(lambda: len(rooms))
+        metrics.rooms.sockets.read(lambda: rooms.memberships)
+        metrics.rooms.anonymous_rules.read(lambda: len(self._open_rooms))
+        metrics.node.ready.read(lambda: not self._reasons())
+        metrics.node.reloads.read(lambda: self._files.reads, "ok")
+        metrics.node.reloads.read(lambda: self._files.failures, "failed")
+        config = self._config
+        certificates = {
+            "devices": config.devices.tls_cert,
+            "admin": config.admin.tls_cert,
+            "mqtt": config.mqtt.cert_file,
+        }
+        for use, path in certificates.items():
+            if path:
+                metrics.node.read_expiry(use, partial(tls.not_after, Path(path)))
+        if (tracer := self._tracer) is not None:
+            metrics.node.spans.read(lambda: tracer.exported, "exported")
+            metrics.node.spans.read(lambda: tracer.dropped, "dropped")
+        if (handler := self._log_handler) is not None:
+            metrics.node.read_log(handler.records, lambda: handler.suppressed)
 
     async def _stop_listening(self) -> None:
-        for runner in self._listeners.values():
-            await runner.cleanup()
-        self._listeners.clear()
-
-    def _url(self, name: str) -> str:
-        host, port = self._listeners[name].addresses[0][:2]
-        return f"http://{Listen(host, port)}"
+        for port in self._ports.values():
+            await port.close()
 
 
 def run(config: Config) -> None:
     """Run a node until SIGTERM or SIGINT. Raises OSError, ConfigError."""
-    logs.configure(config.log)
+    log_handler = logs.configure(config.log)
     try:
-        uvloop.run(_serve(config))
+        uvloop.run(_serve(config, log_handler))
     except asyncio.CancelledError:
         log.warning("stopped at once: the broker will say offline for the devices")
         sys.exit(1)
 
 
-async def _serve(config: Config) -> None:
+async def _serve(config: Config, log_handler: LogHandler) -> None:
     """Run until the first signal, then stop in good order; the second ends it at once."""
     stop = asyncio.Event()
     loop, serving = asyncio.get_running_loop(), asyncio.current_task()
@@ -210,7 +266,7 @@ async def _serve(config: Config) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    gateway = Gateway(config)
+    gateway = Gateway(config, log_handler)
     loop.add_signal_handler(signal.SIGHUP, gateway.reload)
     with ServiceManager(os.environ) as manager:
         await gateway.start()
@@ -220,11 +276,11 @@ async def _serve(config: Config) -> None:
         await gateway.stop()
 
 
-def _link_settings(config: Config) -> LinkSettings:
+def _link_settings(config: Config, context: ssl.SSLContext | None) -> LinkSettings:
     mqtt = config.mqtt
     return LinkSettings(
         address=mqtt.url,
-        tls=ssl.create_default_context() if mqtt.url.tls else None,
+        tls=context,
         backoff=Backoff(mqtt.reconnect_min_s, mqtt.reconnect_max_s),
         connect_timeout_s=mqtt.connect_timeout_s,
         keep_alive_s=mqtt.keep_alive_s,
@@ -245,7 +301,9 @@ def _engine_options(config: Config) -> EngineOptions:
         ping_timeout_s=devices.ping_timeout_s,
         upgrade_timeout_s=devices.upgrade_timeout_s,
         admission_timeout_s=devices.auth_timeout_s,
-        max_handshakes=devices.max_unauthenticated,
+        request_timeout_s=config.admission.request_timeout_s,
+        messages_per_s=config.admission.messages_per_s,
+        bytes_per_s=config.admission.bytes_per_s,
         max_payload_bytes=devices.max_payload_bytes,
         max_buffer_bytes=devices.max_buffer_bytes,
         origins=devices.origins,
@@ -253,6 +311,50 @@ def _engine_options(config: Config) -> EngineOptions:
         cookie=devices.cookie or None,
         compress_polls_over_bytes=COMPRESS_OVER_BYTES if devices.compress_polls else None,
         deflate_websockets_over_bytes=COMPRESS_OVER_BYTES if devices.deflate_websockets else None,
+    )
+
+
+def _relay(config: Config, environ: Mapping[str, str], peers: Mapping[str, str], metrics: Metrics) -> Relay | None:
+    """What relays to other nodes, None where this one has no address for them. Raises ConfigError."""
+    settings, devices = config.relay, config.devices
+    if not settings.advertise:
+        return None
+    secret = environ.get(settings.secret_env, "").encode()
+    if len(secret) < MIN_SECRET_BYTES:
+        expected = f"expected at least {MIN_SECRET_BYTES} bytes, which all nodes share"
+        problem = f"environment {settings.secret_env}: {expected}"
+        raise ConfigError([problem])
+    return Relay(
+        config.node,
+        secret,
+        peers,
+        max_requests=settings.max_requests,
+        max_bytes=devices.max_payload_bytes,
+        poll_s=devices.ping_interval_s + devices.ping_timeout_s,
+        relayed=metrics.sockets.relayed,
+    )
+
+
+def _admission_limits(config: Config) -> AdmissionLimits:
+    admission = config.admission
+    return AdmissionLimits(
+        handshakes_per_s=admission.handshakes_per_s,
+        handshakes_per_address_per_s=admission.handshakes_per_address_per_s,
+        max_strangers=admission.max_unauthenticated,
+        max_strangers_per_address=admission.max_unauthenticated_per_address,
+        max_viewers=admission.max_viewers,
+        max_viewers_per_address=admission.max_viewers_per_address,
+        max_key_delay_s=config.devices.auth_timeout_s * KEY_DELAY_SHARE,
+    )
+
+
+def _peer_limits(config: Config) -> PeerLimits:
+    admission = config.admission
+    return PeerLimits(
+        head_s=admission.request_timeout_s,
+        max_waiting=admission.max_unauthenticated,
+        max_waiting_per_address=admission.max_unauthenticated_per_address,
+        max_request_bytes=2 * config.devices.max_payload_bytes,  # chunks have an overhead
     )
 
 

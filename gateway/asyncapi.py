@@ -11,9 +11,8 @@ import yaml
 from gateway import __version__
 from gateway.catalog import ANYTHING, Catalog, Event
 from gateway.config import Config
-from gateway.metrics import STATUSES
 from gateway.schemas import Schema
-from gateway.topics import JSON_TYPE, Client, NodeStatus, Outcome, Presence, encode_level
+from gateway.topics import JSON_TYPE, STATUSES, Client, NodeStatus, Outcome, Presence, encode_level
 
 MQTT_BINDING: Final = "0.2.0"
 SERIAL: Final = "AC4178234415"  # the document's own

@@ -60,6 +60,11 @@ class LocalBroker:
         self._launch = launch
         self._process: Process | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """The process; None while it does not run."""
+        return self._process.pid if self._process is not None else None
+
     async def start(self) -> None:
         """Start the process and return when it accepts connections; it must not run already.
 

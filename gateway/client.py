@@ -9,19 +9,20 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, suppress
 from math import ceil
+from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import aiomqtt
 import msgspec
-from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from gateway.addresses import BrokerUrl
 from gateway.fleet.calls import Called, CallOutcome, Calls, NoOutcome, NotAcked, Sent
 from gateway.fleet.connection import Connection, Disconnected
+from gateway.fleet.messages import message_of
 from gateway.fleet.watch import DeviceEvent, PresenceMap, read_event
-from gateway.topics import BINARY_TYPE, JSON_TYPE, NodeStatus, Outcome, Presence, Topics, encode_level, is_serial
+from gateway.topics import NodeStatus, Outcome, Presence, Topics, encode_level, is_serial
 
 __all__ = [
     "CallOutcome",
@@ -65,6 +66,7 @@ class Fleet:
         client_id: the MQTT client id, one topic level; by default a new one.
         max_inflight: QoS 1 commands that the broker may not have acknowledged yet; no more than its
             Receive Maximum. The project's mosquitto.conf allows 200, a stock EMQX 32, HiveMQ 10.
+        tls: for `mqtts://`, with authorities or a client certificate of your own.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class Fleet:
         prefix: str = "gw/v1",
         client_id: str | None = None,
         max_inflight: int = DEFAULT_INFLIGHT,
+        tls: SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self._broker = BrokerUrl.parse(url)
         self._topics = Topics(prefix)
         self._client_id = client_id or f"fleet-{secrets.token_hex(8)}"
@@ -99,6 +103,7 @@ class Fleet:
                 self._receive,
                 lost=lambda reason: self._calls.lose(reason, every=False),
                 max_inflight=self._max_inflight,
+                tls=self._tls,
             )
         )
         return self
@@ -142,7 +147,9 @@ class Fleet:
             on_queued: called with the outcome that says that the command is held.
 
         Raises:
-            NoOutcome: it did not come within `timeout_s`.
+            NoOutcome: it did not come within `timeout_s`. So ends a command for a device that no node ever had:
+                the broker says "no matching subscribers" (0x10) in the PUBACK of QoS 1, but aiomqtt 2.5 drops the
+                reason code in its `_on_publish`, and offers no public way to it. See `why_silent`.
             Disconnected: QoS 0 and the connection is lost, or the fleet was closed.
             ValueError: the serial or the event is no topic level.
         """
@@ -216,8 +223,8 @@ class Fleet:
             await asyncio.gather(*running, return_exceptions=True)
 
     async def emit_room(self, room: str, event: str, payload: Any = None, *, qos: int = 0) -> None:
-        """Emit an event to every socket of a room, on every node. Raises Disconnected, ValueError."""
-        body, properties = _message(payload)
+        """Emit an event to every socket of a room; what the gateway refuses, nobody is told. Raises as `send`."""
+        body, properties = message_of(payload)
         await self._connected().publish(self._topics.room(room, event), body, qos, properties)
 
     async def events(self, serial: str | None = None, event: str | None = None) -> AsyncGenerator[DeviceEvent, None]:
@@ -295,7 +302,8 @@ class Fleet:
         return f"{serial} is away{f' since {presence[0].since}' if presence[0].since else ''}"
 
     def _watching(self, filters: list[str], receive: Callable[[aiomqtt.Message], None]) -> Connection:
-        return Connection(self._broker, f"{self._client_id}-{secrets.token_hex(4)}", filters, receive)
+        client_id = f"{self._client_id}-{secrets.token_hex(4)}"
+        return Connection(self._broker, client_id, filters, receive, tls=self._tls)
 
     def _connected(self) -> Connection:
         if self._connection is None:
@@ -313,7 +321,7 @@ class Fleet:
 
     async def _submit(self, sent: Sent, payload: Any, ttl_s: float | None) -> None:
         """Publish a command; with QoS 1 again after a loss, until the broker has it or the command has ended."""
-        body, properties = _message(payload)
+        body, properties = message_of(payload)
         properties.ResponseTopic = self._inbox
         properties.CorrelationData = sent.id.encode()
         properties.UserProperty = [("id", sent.id)]
@@ -374,7 +382,7 @@ class Fleet:
 
 
 def _reply(reply: Any) -> tuple[bytes, int, Properties]:
-    body, properties = _message(reply)
+    body, properties = message_of(reply)
     return body, 1, properties
 
 
@@ -383,15 +391,3 @@ def _decoded(decoder: msgspec.json.Decoder[T], message: aiomqtt.Message) -> T | 
     with suppress(msgspec.DecodeError):
         return decoder.decode(bytes(message.payload)) if isinstance(message.payload, bytes) else None
     return None
-
-
-def _message(payload: Any) -> tuple[bytes, Properties]:
-    """The body of a message, and its properties with the Content Type that fits."""
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    if payload is None:
-        return b"", properties
-    if isinstance(payload, bytes):
-        properties.ContentType = BINARY_TYPE
-        return payload, properties
-    properties.ContentType = JSON_TYPE
-    return msgspec.json.encode(payload), properties

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from msgspec import Meta, Struct, field
 
-from gateway.addresses import BrokerUrl, Listen
+from gateway.addresses import BrokerUrl, Listen, Network
 from gateway.catalog import Catalog
 from gateway.own_events import BadEvents, read_events
 from gateway.settings import ConfigError, Reading, as_toml, expected, merged, settings_of, suggestion
@@ -45,6 +45,8 @@ def _text(expected: str, pattern: str) -> Meta:
 _LEVEL: Final = r"[^+#/\s\x00-\x1f\x7f]+"  # one topic level that needs no quoting anywhere
 
 Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max, extra={"expected": "a number > 0"})]
+Accepted = Literal["open-auth", "anonymous-rooms", "admin-without-token", "plain-mqtt", "plain-http"]
+Rate = Annotated[float, Meta(ge=0.01, le=1e9, extra={"expected": "a number from 0.01 to 1000000000"})]
 Count = Annotated[int, _whole(1, 1_000_000)]
 UInt16 = Annotated[int, _whole(1, 65_535)]
 SecondsOrNone = Annotated[float, Meta(ge=0, le=sys.float_info.max, extra={"expected": "a number >= 0"})]
@@ -55,6 +57,7 @@ Memory = Annotated[int, _whole(1024, 1 << 50)]
 NodeName = Annotated[str, _text("1 to 64 of A-Z a-z 0-9 . _ -", "[A-Za-z0-9._-]{1,64}")]
 UrlPath = Annotated[str, _text("a path such as /socket/socket.io", r"(/[^/?#\s]+)+")]
 Origin = Annotated[str, _text("an origin such as https://a.example, or *", r"\*|null|[a-z][\w+.-]*://[^/\s]+")]
+RelayUrl = Annotated[str, _text("a URL such as http://10.0.0.5:8080, or nothing", r"(https?://[^/?#\s]+)?")]
 Variable = Annotated[str, _text("the name of an environment variable", "[A-Za-z_][A-Za-z0-9_]*")]
 VariableOrNone = Annotated[str, _text("the name of an environment variable, or nothing", "([A-Za-z_][A-Za-z0-9_]*)?")]
 HttpUrl = Annotated[
@@ -70,6 +73,8 @@ class Devices(Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: Annotated[Listen, _about("Where devices connect")] = Listen("0.0.0.0", 8080)  # noqa: S104
     path: Annotated[UrlPath, _about("URL path of socket.io")] = "/socket/socket.io"
+    tls_cert: Annotated[str, _about("PEM of the certificate, its chain after it; plain HTTP if empty")] = ""
+    tls_key: Annotated[str, _about("PEM of its key, not encrypted; in tls_cert if empty")] = ""
     origins: Annotated[tuple[Origin, ...], _about("Origins of other web pages that may connect")] = ()
     ping_interval_s: Annotated[Seconds, _about("Time between heartbeats")] = 25.0
     ping_timeout_s: Annotated[Seconds, _about("How late a heartbeat may be")] = 20.0
@@ -78,7 +83,6 @@ class Devices(Struct, frozen=True, forbid_unknown_fields=True):
     max_buffer_bytes: Annotated[Bytes, _about("What may wait for a device before it is closed as slow")] = 1_048_576
     auth_timeout_s: Annotated[Seconds, _about("Time to authenticate, or to join a room, before it is closed")] = 30.0
     max_devices: Annotated[Count, _about("Devices whose links one node has; more are sent away")] = 50_000
-    max_unauthenticated: Annotated[Count, _about("Sockets that have done neither; more are answered 503")] = 10_000
     upgrade_timeout_s: Annotated[Seconds, _about("Time to move from polling to a WebSocket")] = 10.0
     missing_eio_is_3: Annotated[bool, _about("Take clients that name no Engine.IO version for version 3")] = False
     compress_polls: Annotated[bool, _about("Compress long polls of clients that accept it")] = True
@@ -86,16 +90,47 @@ class Devices(Struct, frozen=True, forbid_unknown_fields=True):
     cookie: Annotated[str, _about("A cookie that names the session, such as io; none if empty")] = ""
 
 
+class Relay(Struct, frozen=True, forbid_unknown_fields=True):
+    """Nodes that hand each other the requests of their sessions: then a balancer needs no sticky sessions."""
+
+    advertise: Annotated[RelayUrl, _about("Where other nodes reach this node's device port; no relay if empty")] = ""
+    secret_env: Annotated[Variable, _about("What holds the secret that all nodes share")] = "GATEWAY_RELAY_SECRET"  # noqa: S105 - a name
+    max_requests: Annotated[Count, _about("Polls and WebSockets that are relayed at a time")] = 10_000
+
+
+class Admission(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may come in, how fast, and how many."""
+
+    trusted_proxies: Annotated[tuple[Network, ...], _about("Networks whose X-Forwarded-For is believed")] = ()
+    handshakes_per_s: Annotated[Rate, _about("Handshakes of all clients; 20 s' worth at once, over it 503")] = 1000.0
+    handshakes_per_address_per_s: Annotated[Rate, _about("The same for one address, or /64 of IPv6")] = 50.0
+    max_unauthenticated: Annotated[Count, _about("Sockets that are nobody yet, and connections without a request")] = (
+        10_000
+    )
+    max_unauthenticated_per_address: Annotated[Count, _about("The same from one address: the oldest are closed")] = 1000
+    max_viewers: Annotated[Count, _about("Sockets in rooms that are no devices; more may not join")] = 10_000
+    max_viewers_per_address: Annotated[Count, _about("The same from one address")] = 1000
+    request_timeout_s: Annotated[Seconds, _about("Time for a request's head, and for what a stranger posts")] = 20.0
+    messages_per_s: Annotated[Rate, _about("Messages of one device; 10 s' worth at once, over it it is slowed")] = 500.0
+    bytes_per_s: Annotated[Rate, _about("The same for their size")] = 1_000_000.0
+
+
 class Admin(Struct, frozen=True, forbid_unknown_fields=True):
     """The operator's side: health and metrics."""
 
     listen: Annotated[Listen, _about("Where /healthz, /readyz and /metrics are")] = Listen("127.0.0.1", 9464)
+    token_env: Annotated[VariableOrNone, _about("What holds the bearer token of the pages; none if empty")] = ""
+    tls_cert: Annotated[str, _about("PEM of the certificate, its chain after it; plain HTTP if empty")] = ""
+    tls_key: Annotated[str, _about("PEM of its key, not encrypted; in tls_cert if empty")] = ""
 
 
 class Mqtt(Struct, frozen=True, forbid_unknown_fields=True):
     """The broker, and the sessions that stand for devices there."""
 
     url: Annotated[BrokerUrl, _about("The MQTT 5 broker")] = BrokerUrl(host="127.0.0.1", port=1883)
+    ca_file: Annotated[str, _about("PEM of authorities for mqtts://; the system's if empty")] = ""
+    cert_file: Annotated[str, _about("PEM of a client certificate for mqtts://; none if empty")] = ""
+    key_file: Annotated[str, _about("PEM of its key, not encrypted; in cert_file if empty")] = ""
     prefix: Annotated[TopicPrefix, _about("Where every topic of the gateway begins")] = "gw/v1"
     keep_alive_s: Annotated[UInt16, _about("Keep-alive of each link")] = 60
     session_s: Annotated[SessionExpiry, _about("How long the session of an absent device is kept")] = 86_400
@@ -179,17 +214,29 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True):
 
     level: Annotated[Literal["debug", "info", "warning", "error"], _about("The least to log")] = "info"
     format: Annotated[Literal["human", "json"], _about("For people or for machines")] = "human"
+    lines_per_s: Annotated[Count, _about("Lines of one message, on average over ten seconds; more are counted")] = 50
 
 
 def _node_of_host() -> str:
     return "gw-" + re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:61]
 
 
+class Tracing(Struct, frozen=True, forbid_unknown_fields=True):
+    """Spans of commands whose traceparent says that their trace is recorded."""
+
+    endpoint: Annotated[
+        HttpUrl, _about("An OpenTelemetry collector: OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces")
+    ] = ""
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting of one node; the sections are those of the file."""
 
     node: Annotated[NodeName, _about("A name that no other node has")] = field(default_factory=_node_of_host)
+    accept: Annotated[tuple[Accepted, ...], _about("What is open on purpose, and not refused")] = ()
     devices: Devices = Devices()
+    relay: Relay = Relay()
+    admission: Admission = Admission()
     admin: Admin = Admin()
     mqtt: Mqtt = Mqtt()
     auth: Auth = Auth()
@@ -198,6 +245,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     catalog: CatalogSettings = CatalogSettings()
     rooms: Rooms = Rooms()
     log: Log = Log()
+    tracing: Tracing = Tracing()
 
 
 def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:
@@ -260,7 +308,7 @@ def example() -> str:
             lines += ["", f"[{section}]"]
         lines.append(f"# {get_args(annotation)[-1].description}: {expected(annotation)}.")
         value = as_toml(attrgetter(path)(Config()))
-        lines.append(f"{key} = {value}" if section else '# node = "gw-1"  # gw- and the name of the host')
+        lines.append('# node = "gw-1"  # gw- and the name of the host' if path == "node" else f"{key} = {value}")
     return "\n".join(lines) + "\n"
 
 
@@ -274,6 +322,16 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.tokens.algorithm in ("RS256", "ES256") and not config.tokens.key_file:
         text = f'missing, expected the public key because tokens.algorithm is "{config.tokens.algorithm}"'
         yield "tokens.key_file", "tokens.algorithm", text
+    for section, certificate, key in (
+        ("devices", "tls_cert", "tls_key"),
+        ("admin", "tls_cert", "tls_key"),
+        ("mqtt", "cert_file", "key_file"),
+    ):
+        if attrgetter(f"{section}.{key}")(config) and not attrgetter(f"{section}.{certificate}")(config):
+            yield f"{section}.{certificate}", f"{section}.{key}", f"missing, expected because {section}.{key} is set"
+    for key in ("ca_file", "cert_file"):
+        if attrgetter(key)(config.mqtt) and not config.mqtt.url.tls:
+            yield f"mqtt.{key}", "mqtt.url", f"of no use, expected mqtts:// in mqtt.url, got {config.mqtt.url}"
     if config.mqtt.reconnect_max_s < (least := config.mqtt.reconnect_min_s):
         text = f"expected at least mqtt.reconnect_min_s, {least}, got {config.mqtt.reconnect_max_s}"
         yield "mqtt.reconnect_max_s", "mqtt.reconnect_min_s", text

@@ -29,12 +29,13 @@ class _Job:
     """A command on its way to its final outcome."""
 
     __slots__ = (
-        "attempts", "command", "confirming", "delivery", "emit_ids", "expires_at", "order", "since", "state", "told",
-        "wake_at",
+        "attempts", "command", "confirming", "delivery", "emit_ids", "expires_at", "online", "order", "since", "state",
+        "told", "wake_at",
     )  # fmt: skip
 
-    def __init__(self, command: f.Command, order: int, now: float) -> None:
+    def __init__(self, command: f.Command, order: int, now: float, *, online: bool) -> None:
         self.command = command
+        self.online = online  # the device was there when it came
         self.order = order
         self.delivery = command.delivery  # None once it was PUBACKed or the broker forgot it
         self.confirming: int | None = None  # the delivery whose PUBACK the broker must have read before the emission
@@ -43,7 +44,7 @@ class _Job:
         self.wake_at: float | None = None
         self.state = _State.WAITING
         self.attempts = 0
-        self.emit_ids: list[int] = []  # on the current socket; the device may ack any of them
+        self.emit_ids: dict[int, float] = {}  # on the current socket, and when; the device may ack any of them
         self.told = False  # `queued` was published
 
     @property
@@ -102,7 +103,7 @@ class Deliveries:
             self._pump(now)
             return
         self._next_order += 1
-        job = _Job(command, self._next_order, now)
+        job = _Job(command, self._next_order, now, online=self._socket is not None)
         self._hold(1, command.size_bytes)
         if job.delivery is not None:
             self._unsettled[job.delivery] = job
@@ -116,7 +117,9 @@ class Deliveries:
         else:
             self._queue[job.order] = job
             self._pump(now)
-            self._tell_queued(job, now)
+            if job.state is _State.WAITING:
+                self._effects.append(f.Hold(command))
+                self._tell_queued(job, now)
 
     def _over_a_limit(self) -> str | None:
         limits, shared = self._limits, self._shared
@@ -162,13 +165,14 @@ class Deliveries:
         late = self._late.pop(emit_id, None) if job is None else None
         if job is not None:
             data, problem = job.command.event.read_ack(args)
-            self._finish(job, now, "nacked" if problem else "acked", data, problem)
+            self._finish(job, now, "nacked" if problem else "acked", data, problem, job.emit_ids[emit_id])
             self._pump(now)
         elif late is not None:
             for other in late.emit_ids:
                 self._late.pop(other, None)
             data, problem = late.command.event.read_ack(args)
             outcome = self._outcome(late, now, "nacked" if problem else "acked", data, problem, late=True)
+            self._effects.append(f.Conclude(late.command, outcome, late.online, late.emit_ids[emit_id]))
             self._outcomes.say(outcome, late.command.answer)
         else:
             self._effects.append(f.Ignore("unknown_ack"))
@@ -227,6 +231,7 @@ class Deliveries:
             else:
                 job.state = _State.WAITING
                 self._emitted_bytes -= job.command.size_bytes
+                self._effects.append(f.Hold(job.command))
                 again[order] = job
         self._queue = {**again, **self._queue}  # what was emitted came before what still waits
         for job in tuple(self._queue.values()):
@@ -263,15 +268,11 @@ class Deliveries:
             if job.delivery is None:
                 status = "lost" if job.attempts or job.command.qos else "offline"
                 self._finish(job, now, status, error="the device moved to another node")
+            else:
+                self._effects.append(f.HandOver(job.command))
         self._emitted_bytes = 0
         self._hold(-self._open, -self._open_bytes)
-        for container in (
-            self._emitted,
-            self._queue,
-            self._unsettled,
-            self._late,
-            self._timers,
-        ):
+        for container in (self._emitted, self._queue, self._unsettled, self._late, self._timers):
             container.clear()
 
     def _pump(self, now: float) -> None:
@@ -306,10 +307,10 @@ class Deliveries:
             self._emitted_bytes += job.command.size_bytes
         job.state = _State.EMITTED
         job.attempts += 1
-        job.emit_ids.append(self._next_emit)
+        job.emit_ids[self._next_emit] = now
         self._emitted[self._next_emit] = job
         self._wake(job, now + job.command.ack_timeout_s)
-        self._effects.append(f.Emit(socket, job.command.event.name, job.command.args, self._next_emit))
+        self._effects.append(f.Emit(socket, job.command, self._next_emit, job.attempts))
 
     def _time_out(self, job: _Job, now: float) -> None:
         repeatable = not job.at_most_once and job.attempts < self._limits.max_attempts and job.expires_at > now
@@ -330,8 +331,6 @@ class Deliveries:
 
     def _tell_queued(self, job: _Job, now: float) -> None:
         """See that a command that has to wait expires in time, and tell its sender once."""
-        if job.state is not _State.WAITING:
-            return
         if job.wake_at != job.expires_at:
             self._wake(job, job.expires_at)
         about_to_be_emitted = job.confirming is not None and self._socket is not None
@@ -346,7 +345,15 @@ class Deliveries:
             self._timers = [timer for timer in self._timers if timer[0] == timer[2].wake_at]
             heapq.heapify(self._timers)
 
-    def _finish(self, job: _Job, now: float, status: str, data: Any = None, error: str | None = None) -> None:
+    def _finish(
+        self,
+        job: _Job,
+        now: float,
+        status: str,
+        data: Any = None,
+        error: str | None = None,
+        emitted_at: float | None = None,
+    ) -> None:
         if job.state is _State.EMITTED:
             self._emitted_bytes -= job.command.size_bytes
         job.state = _State.DONE
@@ -356,6 +363,7 @@ class Deliveries:
             self._emitted.pop(emit_id, None)
         self._hold(-1, -job.command.size_bytes)
         outcome = self._outcome(job, now, status, data, error)
+        self._effects.append(f.Conclude(job.command, outcome, job.online, emitted_at))
         self._outcomes.conclude(outcome, job.command, job.delivery, job.expires_at)
 
     def _outcome(

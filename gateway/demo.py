@@ -29,7 +29,9 @@ from gateway.app import Gateway
 from gateway.brokers import BrokerUnavailable, Kind, LocalBroker, local_broker
 from gateway.client import Disconnected, Fleet, NoOutcome
 from gateway.config import load
-from gateway.simulate import Behaviour, Flapping, Report, SimulatedDevice
+from gateway.simulate.device import SimulatedDevice
+from gateway.simulate.fleet import SimulatedFleet
+from gateway.simulate.profiles import OLD_UPGRADE, Behaviour, Flapping, Report
 from gateway.topics import Outcome
 
 ACK_TIMEOUT_S: Final = 3.0  # a newcomer does not wait the usual ten seconds to see a timeout
@@ -70,9 +72,9 @@ class Command(msgspec.Struct, frozen=True):
 
 CAST: Final = (
     Part("AC4178234411", ""),
-    Part("AC4178234412", "polls", Behaviour(transports=("polling", "websocket"))),
-    Part("AC4178234413", "emits", Behaviour(report=Report("cmd_result", {"result": "ok"}, 5.0))),
-    Part("AC4178234414", "slow", Behaviour(ack_delay_s=1.5)),
+    Part("AC4178234412", "old", OLD_UPGRADE),
+    Part("AC4178234413", "emits", Behaviour(reports=(Report("cmd_result", {"result": "ok"}, 5.0),))),
+    Part("AC4178234414", "slow", Behaviour(ack_delay_s=(1.0, 2.0))),
     Part("AC4178234415", "on/off", Behaviour(flapping=Flapping(online_s=4.0, away_s=2.0))),
 )
 
@@ -178,7 +180,10 @@ async def main(seconds: float | None, broker: Literal["auto"] | Kind) -> int:
         running = await stack.enter_async_context(local_broker(broker, Path(directory)))
         gateway = await stack.enter_async_context(_gateway(running))
         async with asyncio.timeout(START_TIMEOUT_S):
-            rows = [await stack.enter_async_context(_row(part, gateway.device_url)) for part in CAST]
+            rows = [Row(SimulatedDevice(part.serial, behaviour=part.behaviour), part.about) for part in CAST]
+            plates = SimulatedFleet(gateway.device_url, [row.device for row in rows])
+            await stack.enter_async_context(plates)
+            await plates.online()
             fleet = await stack.enter_async_context(Fleet(running.url))
         click.echo("\n".join([*_addresses(broker, running, gateway), ""]))
         if seconds is not None:
@@ -320,12 +325,6 @@ async def _gateway(broker: LocalBroker) -> AsyncIterator[Gateway]:
         yield gateway
     finally:
         await gateway.stop()
-
-
-@asynccontextmanager
-async def _row(part: Part, url: str) -> AsyncIterator[Row]:
-    async with SimulatedDevice(url, part.serial, behaviour=part.behaviour) as device:
-        yield Row(device, part.about)
 
 
 def _stop_on_signals(stop: asyncio.Event) -> None:

@@ -8,24 +8,18 @@ import asyncio
 import logging
 import random
 import secrets
-import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from time import monotonic
+from typing import Final
 
 import msgspec
 
 from gateway import facts as f
-from gateway.addresses import BrokerUrl
-from gateway.catalog import Catalog
-from gateway.commands import CommandReader
 from gateway.engine.effects import CloseReason
-from gateway.limits import Budget, Limits, Pace, Shared
-from gateway.metrics import Metrics
 from gateway.mqtt import (
     Closed,
     Credentials,
-    Dropped,
     Message,
     Opened,
     Options,
@@ -36,10 +30,11 @@ from gateway.mqtt import (
     Subscription,
     Will,
 )
-from gateway.mqtt.link import Backoff, Down, Link, LinkEvent, Refused, Unavailable
+from gateway.mqtt.link import TIMER_GRAIN_S, Down, Link, LinkEvent, Refused, Unavailable
 from gateway.session import DeviceSession
-from gateway.sockets import Socket, SocketServer
-from gateway.topics import JSON_TYPE, Life, Presence, Topics
+from gateway.sockets import Socket
+from gateway.surroundings import Surroundings, client_id, now_rfc3339
+from gateway.topics import JSON_TYPE, Presence
 
 log = logging.getLogger(__name__)
 
@@ -49,53 +44,6 @@ CLAIM_LOOK_S: Final = 10.0  # until a device that would leave, but is being admi
 CATCH_UP_LOOK_S: Final = 0.01
 FAILED: Final = 0x80  # MQTT 5 reason codes from here on are failures (2.4)
 OWNER_SPEAKS_WITHIN_S: Final = (1.0, 2.0)  # a node that takes a device over publishes its presence at once
-
-
-class LinkSettings(msgspec.Struct, frozen=True):
-    """How links are made; times in seconds."""
-
-    address: BrokerUrl
-    tls: ssl.SSLContext | None
-    backoff: Backoff
-    connect_timeout_s: float
-    keep_alive_s: int
-    session_s: int
-    receive_maximum: int
-    will_delay_s: int
-
-
-class NodeLink(Protocol):
-    """What a device needs of its node."""
-
-    @property
-    def displaced(self) -> bool:
-        """Whether a later life of the node has begun: it has all devices then."""
-
-    def relay(self, socket: int, room: str, event: str, message: Message) -> None:
-        """Emit to the other sockets of a room, on every node."""
-
-    def publish(self, message: Message, *, droppable: bool = False) -> None:
-        """Publish for a device whose own link is gone."""
-
-    async def presence(self, serial: str) -> Presence | None:
-        """Ask the broker for a device's retained presence; None if there is none, or no answer."""
-
-
-class Surroundings(msgspec.Struct, frozen=True):
-    """What all devices of a node share."""
-
-    life: Life
-    topics: Topics
-    catalog: Catalog
-    reader: CommandReader
-    limits: Limits
-    shared: Shared
-    waiting_bytes: Budget
-    replays: Pace
-    links: LinkSettings
-    sockets: SocketServer
-    node_link: NodeLink
-    metrics: Metrics
 
 
 class Device:
@@ -154,44 +102,48 @@ class Device:
             await asyncio.wait({self._change})
         return self.link is not None
 
-    def handle(self, fact: f.Fact) -> None:
-        """Hand a fact to the session and carry out what it wants."""
-        effects = self._session.handle(fact, self._loop.time())
-        self._around.metrics.observe(fact, effects)
+    def handle(self, fact: f.Fact, read_at: float | None = None) -> None:
+        """Hand a fact to the session and carry out what it wants; `read_at`: when it was read from the network."""
+        now = monotonic()
+        effects = self._session.handle(fact, now)
+        overhead = self._around.metrics.sessions.observe(fact, effects, now)
+        for observer in self._around.observers:
+            observer.observe(self.serial, fact, effects, now)
         for effect in effects:
             self._carry_out(effect)
         if effects and self.link is not None:
             self.link.flush()
+        if overhead is not None and read_at is not None:
+            overhead.observe(monotonic() - read_at)
         if self._change is not None and not self._session.in_flight:
             self._changed()  # somebody waits: for the link, or for the last ack
         self._arm()
 
     def link_event(self, event: LinkEvent) -> None:
         """Turn what the link says into facts."""
+        self._around.metrics.links.observe(event, "device")
         match event:
             case Received():
                 self._received(event)
             case Settled():
                 self.handle(f.Settled(event.delivery))
-            case Published():
+            case Published(token=token) if token is not None:
                 if event.code >= FAILED:
                     log.warning("publish refused by the broker", extra={"serial": self.serial, "code": event.code})
-                self.handle(f.Published(event.token, event.code))
+                self.handle(f.Published(token, event.code))
             case Opened():
                 self.handle(f.LinkOpened(event.session_present))
             case Subscribed():
                 if event.refused:
                     log.error("subscription refused", extra={"serial": self.serial, "filters": event.refused})
-                self._ready = not event.refused
+                self._serve(not event.refused)
                 self._changed()
             case Down():
                 log.debug("link of %s lost: %s", self.serial, event.reason)
-                self._ready = False
+                self._serve(False)
                 self.handle(f.LinkLost())
             case Closed():
                 self._move(event)
-            case Dropped():
-                self._around.metrics.dropped.inc()
             case Refused() | Unavailable():
                 log.debug("link of %s: %s", self.serial, event.reason)  # the node says so for all
 
@@ -256,10 +208,16 @@ class Device:
                 timer.cancel()
         self._timer = self._park = None
         link, self.link = self.link, None
+        self._serve(False)
         self._changed()
         if link is not None:
             await link.close()
             self._hand_over(link)
+
+    def _serve(self, ready: bool) -> None:
+        """Note whether commands reach us."""
+        self._around.metrics.links.serving.n += ready - self._ready
+        self._ready = ready
 
     def _hand_over(self, link: Link) -> None:
         """Let the node say what has not left with the link: outcomes that nobody else will say, and events."""
@@ -277,8 +235,9 @@ class Device:
         now = datetime.now(UTC)
         read = self._around.reader.read(self.serial, event.message, event.delivery, event.duplicate, now)
         if not isinstance(read, str):
-            self.handle(read)
+            self.handle(read, self.link.read_at)
             return
+        self._around.metrics.sessions.ignored["unusable_reply"].n += 1
         log.warning("unusable message", extra={"serial": self.serial, "problem": read[:200]})
         if event.delivery is not None:
             self.link.puback(event.delivery)
@@ -287,7 +246,8 @@ class Device:
     def _carry_out(self, effect: f.Effect) -> None:
         match effect:
             case f.Emit():
-                self._around.sockets.emit(effect.socket, effect.event, effect.args, effect.emit_id)
+                command = effect.command
+                self._around.sockets.emit(effect.socket, command.event.name, command.args, effect.emit_id)
             case f.Publish() if self.link is not None:
                 self.link.publish(effect.message, effect.token, effect.droppable)
             case f.Publish():
@@ -311,7 +271,7 @@ class Device:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = deadline
-        self._timer = self._loop.call_at(deadline, self._tick)
+        self._timer = self._loop.call_at(deadline + TIMER_GRAIN_S, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
@@ -319,8 +279,9 @@ class Device:
 
     def _move(self, event: Closed) -> None:
         log.info("device moved", extra={"serial": self.serial, "code": event.code, "reason": event.reason})
-        self._around.metrics.takeovers.inc()
+        self._around.metrics.sockets.takeovers.n += 1
         link, self.link = self.link, None
+        self._serve(False)
         self._changed()
         if link is not None:
             self._hand_over(link)
@@ -382,18 +343,3 @@ def _link_options(serial: str, around: Surroundings) -> Options:
         session_expiry_s=links.session_s,
         receive_maximum=links.receive_maximum,
     )
-
-
-def client_id(prefix: str, name: str) -> str:
-    """Return the MQTT client id of a device, by which the broker knows its one owner."""
-    return f"{prefix.replace('/', '-')}:{name}"
-
-
-def now_rfc3339() -> str:
-    """Return the time of day, UTC, to the millisecond."""
-    return rfc3339(datetime.now(UTC))
-
-
-def rfc3339(at: datetime) -> str:
-    """Return a UTC time to the millisecond; such texts are in the order of their times."""
-    return at.isoformat(timespec="milliseconds")

@@ -10,9 +10,10 @@ from typing import Final
 
 from gateway.auth import Authenticator, DeviceKey, Verdict
 from gateway.auth.broker import BrokerAuthenticator
-from gateway.device import Device, Surroundings
+from gateway.device import Device
 from gateway.engine.effects import CloseReason
 from gateway.mqtt import Credentials
+from gateway.surroundings import Surroundings
 from gateway.topics import Presence
 
 log = logging.getLogger(__name__)
@@ -158,6 +159,7 @@ class Devices:
         if device.link is None:
             moves = self._flaps.moved(device.serial, asyncio.get_running_loop().time())
             if moves >= FLAP_MOVES:
+                self._around.metrics.sockets.flaps.n += 1
                 log.warning("device flaps between nodes", extra={"serial": device.serial, "moves": moves})
         if self._devices.get(device.serial) is device:
             del self._devices[device.serial]

@@ -14,7 +14,10 @@ from gateway.topics import Client, Outcome
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Where a command's outcomes go, and what they carry back; without a Response Topic they go to `acks`."""
+    """Where a command's outcomes go, and what they carry back; without a Response Topic they go to `acks`.
+
+    `traceparent` is a valid one (W3C Trace Context, 3.2).
+    """
 
     acks: str
     response_topic: str | None = None
@@ -25,6 +28,16 @@ class Answer(msgspec.Struct, frozen=True):
     def topic(self) -> str:
         """The topic of the outcomes."""
         return self.acks if self.response_topic is None else self.response_topic
+
+    @property
+    def trace_id(self) -> str:
+        """The trace that the command belongs to; empty without one."""
+        return self.traceparent[3:35] if self.traceparent else ""
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether its trace is recorded, as far as the sender knows (W3C Trace Context, 3.2.2.5.1)."""
+        return self.traceparent is not None and int(self.traceparent[53:], 16) & 1 == 1
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -153,20 +166,21 @@ Fact = (
 
 
 class Emit(msgspec.Struct, frozen=True):
-    """Emit an event to the socket and ask for the ack `emit_id`."""
+    """Emit a command's event to the socket and ask for the ack `emit_id`; `attempt` counts from 1."""
 
     socket: int
-    event: str
-    args: Args
+    command: Command
     emit_id: int
+    attempt: int
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """Answer the device's own event."""
+    """Answer the device's own event; `asked_at` is when it came, where a service answers."""
 
     socket: int
     ack_id: int
     args: Args
+    asked_at: float | None = None
 
 
 class Publish(msgspec.Struct, frozen=True):
@@ -213,4 +227,29 @@ class Ignore(msgspec.Struct, frozen=True):
     what: Ignored
 
 
-Effect = Emit | Reply | Publish | Relay | Puback | Drop | Ignore
+class Hold(msgspec.Struct, frozen=True):
+    """A command has to wait, not yet or no longer emitted; to be counted."""
+
+    command: Command
+
+
+class Conclude(msgspec.Struct, frozen=True):
+    """A command has its final outcome, or a late one; to be counted.
+
+    `online`: the device was there when the command came; `emitted_at`: when what the device acked was emitted.
+    """
+
+    command: Command
+    outcome: Outcome
+    online: bool
+    emitted_at: float | None
+
+
+class HandOver(msgspec.Struct, frozen=True):
+    """A command ends here without an outcome: the broker delivers it to the next owner of the device; to be counted."""
+
+    command: Command
+
+
+Note = Ignore | Hold | Conclude | HandOver  # nothing is to be done for these
+Effect = Emit | Reply | Publish | Relay | Puback | Drop | Note

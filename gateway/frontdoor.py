@@ -5,9 +5,14 @@ Follows device-protocol.zh.md. Bad input is answered to the one who sent it, in 
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
+from time import monotonic
+from typing import Final
 
 from gateway import facts as f
+from gateway.admission import Admission, Refusal
 from gateway.auth import NOT_VALID, DeviceKey, Malformed, Verdict, parse_signature
 from gateway.catalog import Args
 from gateway.device import Device
@@ -23,19 +28,32 @@ from gateway.viewers import Viewers
 
 log = logging.getLogger(__name__)
 
+DELAYED_CHECKS: Final = 8  # keys that had to wait are checked so many at a time; who did not wait never queues
+VIEWERS_FULL: Final = "too many viewers, try again later"
+
 
 class FrontDoor:
     """Owner of the sockets: what their peers emit becomes facts of devices, or is answered here."""
 
-    def __init__(self, rooms: Rooms[Socket], policy: RoomPolicy, tokens: TokenReader | None, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        rooms: Rooms[Socket],
+        policy: RoomPolicy,
+        tokens: TokenReader | None,
+        admission: Admission,
+        metrics: Metrics,
+    ) -> None:
         self._rooms = rooms
         self._policy = policy
         self._viewers = Viewers(tokens, self._token_expired)
+        self._admission = admission
         self._metrics = metrics
+        self._delayed = asyncio.Semaphore(DELAYED_CHECKS)
+        self._held_up: set[int] = set()  # sockets whose keys wait to be checked
         self._sockets: SocketServer
         self._devices: Devices
         self._closed = False
-        self._authentications: dict[int, asyncio.Task[None]] = {}  # one a socket at most
+        self._authentications: dict[int, asyncio.Task[Verdict]] = {}  # one a socket at most
 
     def serve(self, sockets: SocketServer, devices: Devices) -> None:
         """Begin: the sockets to answer on, the devices to admit to."""
@@ -44,11 +62,19 @@ class FrontDoor:
 
     def introduced(self, socket: Socket, auth: object) -> str | None:
         """A token may come with it; one that is not taken refuses it, rather than letting it in as nobody."""
-        return self._viewers.introduce(socket, auth)
+        problem = self._viewers.introduce(socket, auth)
+        if problem is not None:
+            self.refused(Refusal.TOKEN)
+        return problem
 
     def connected(self, socket: Socket) -> None:
         """A socket is a viewer until it authenticates."""
-        self._metrics.sockets.inc()
+        client = socket.client
+        socket.counted = self._metrics.sockets.connected(client.engine, client.transport)
+
+    def upgraded(self, socket: Socket) -> None:
+        """Its transport is another now."""
+        self._count(socket)
 
     def emitted(self, socket: Socket, event: str, args: Args, ack_id: int | None) -> Pending:
         """Dispatch an event; what the protocol does not name is the device's own.
@@ -63,24 +89,32 @@ class FrontDoor:
             case _:
                 self._to_device(socket, event, args, ack_id)
         device = socket.device
-        return device.catch_up() if isinstance(device, Device) and device.floods else None
+        if not (isinstance(device, Device) and device.floods):
+            return None
+        self._metrics.sockets.pauses.n += 1
+        return device.catch_up()
 
     def acked(self, socket: Socket, emit_id: int, args: Args) -> None:
         """Hand an ack to the device."""
         if isinstance(socket.device, Device):
-            socket.device.handle(f.Acked(socket.number, emit_id, args))
+            socket.device.handle(f.Acked(socket.number, emit_id, args), socket.read_at)
+
+    def refused(self, reason: Refusal) -> None:
+        """Count what a peer was refused."""
+        self._metrics.sockets.refusals[str(reason)].n += 1
 
     def closed(self, socket: Socket, reason: CloseReason) -> None:
         """Take the socket out of everything it was in."""
         authentication = self._authentications.get(socket.number)
         if authentication is not None:
             authentication.cancel()
-            if reason is CloseReason.UNAUTHENTICATED:
+            if reason is CloseReason.UNAUTHENTICATED and socket.number not in self._held_up:
                 reason = CloseReason.AUTH_UNAVAILABLE  # it did what it had to; nobody answered
-        self._metrics.sockets.dec()
-        self._metrics.closes[reason].inc()
+        if socket.counted is not None:
+            self._metrics.sockets.closed(socket.counted, _role(socket), reason)
         self._rooms.leave_all(socket)
         self._viewers.forget(socket)
+        self._unview(socket)
         device, socket.device = socket.device, None
         if isinstance(device, Device):
             log.info("device gone", extra={"serial": device.serial, "reason": reason})
@@ -96,7 +130,7 @@ class FrontDoor:
 
     def _to_device(self, socket: Socket, event: str, args: Args, ack_id: int | None) -> None:
         if isinstance(socket.device, Device):
-            socket.device.handle(f.Emitted(socket.number, event, args, ack_id))
+            socket.device.handle(f.Emitted(socket.number, event, args, ack_id), socket.read_at)
         elif ack_id is not None:
             self._sockets.reply(socket.number, ack_id, refusal("not authenticated"))
 
@@ -107,8 +141,9 @@ class FrontDoor:
         try:
             claim = parse_signature(data, socket.address)
         except Malformed as problem:
+            self._metrics.sockets.authenticated("malformed")
             log.info("signature malformed", extra={"address": socket.address, "problem": str(problem)})
-            self._fail(socket)
+            self._wrong(socket, None, Refusal.MALFORMED_SIGNATURE)
             return
         if isinstance(socket.device, Device):
             same = socket.device.serial == claim.serial
@@ -118,34 +153,69 @@ class FrontDoor:
         elif socket.number not in self._authentications:
             task = asyncio.create_task(self._admit(socket, claim), name=f"authenticate-{socket.number}")
             self._authentications[socket.number] = task
-            task.add_done_callback(partial(self._authenticated, socket.number))
+            task.add_done_callback(partial(self._authenticated, socket.number, monotonic()))
 
-    async def _admit(self, socket: Socket, claim: DeviceKey) -> None:
-        verdict = await self._devices.admit(
-            claim, lambda: self._sockets.admit(socket.number), lambda device: self._welcome(socket, device)
-        )
+    async def _admit(self, socket: Socket, claim: DeviceKey) -> Verdict:
+        async with self._turn(socket, claim.serial):
+            verdict = await self._devices.admit(
+                claim, lambda: self._accepted(socket, claim), lambda device: self._welcome(socket, device)
+            )
         if verdict is Verdict.DENIED:
             log.info("signature wrong", extra={"serial": claim.serial, "address": socket.address})
-            self._fail(socket)
+            self._wrong(socket, claim.serial, Refusal.WRONG_KEY)
         elif verdict is Verdict.FULL:
+            self.refused(Refusal.DEVICES)
             log.warning("no place for a device", extra={"serial": claim.serial, "address": socket.address})
             self._sockets.close(socket.number, CloseReason.OVERLOADED)
         elif verdict is Verdict.MOVED:
             self._sockets.close(socket.number, CloseReason.REPLACED)  # by another node, meanwhile
+        return verdict
+
+    @asynccontextmanager
+    async def _turn(self, socket: Socket, serial: str) -> AsyncIterator[None]:
+        """Wait until a key may be checked: at once, unless keys were guessed from there."""
+        delay_s = self._admission.guesses.delay_s(socket.address, serial, self._now())
+        if not delay_s:
+            yield
+            return
+        self.refused(Refusal.DELAYED_KEY)
+        self._held_up.add(socket.number)
+        try:
+            await asyncio.sleep(delay_s)
+            async with self._delayed:
+                self._held_up.discard(socket.number)
+                yield
+        finally:
+            self._held_up.discard(socket.number)
+
+    def _accepted(self, socket: Socket, claim: DeviceKey) -> None:
+        """The key is right: the socket may wait for the broker."""
+        self._admission.guesses.right(socket.address, claim.serial)
+        self._sockets.admit(socket.number)
+
+    def _wrong(self, socket: Socket, serial: str | None, reason: Refusal) -> None:
+        self.refused(reason)
+        self._admission.guesses.wrong(socket.address, serial, self._now())
+        self._fail(socket)
 
     def _welcome(self, socket: Socket, device: Device) -> None:
         """The socket is the device, if it is still there."""
         if not socket.is_open:
             return
+        self._unview(socket)
         log.info("device here", extra={"serial": device.serial, "address": socket.address})
         socket.device = device
+        self._count(socket)
         self._sockets.admit(socket.number)
         self._sockets.emit(socket.number, "auth:ok")
         device.attach(socket)
 
-    def _authenticated(self, number: int, task: asyncio.Task[None]) -> None:
+    def _authenticated(self, number: int, since: float, task: asyncio.Task[Verdict]) -> None:
         del self._authentications[number]
-        if not task.cancelled() and (problem := task.exception()) is not None:
+        problem = None if task.cancelled() else task.exception()
+        outcome = "abandoned" if task.cancelled() or problem is not None else task.result().name.lower()
+        self._metrics.sockets.authenticated(outcome, monotonic() - since)
+        if problem is not None:
             log.error("authentication failed", exc_info=problem)
             self._sockets.close(number, CloseReason.INTERNAL_ERROR)
 
@@ -159,14 +229,20 @@ class FrontDoor:
         room = data.get("room") if isinstance(data, dict) else None
         try:
             if event == "join_room":
-                self._rooms.join(socket, self._allowed(socket, room))
+                allowed = self._allowed(socket, room)
+                self._view(socket)
+                self._rooms.join(socket, allowed)
                 self._sockets.admit(socket.number)
+                self._metrics.rooms.joins["joined"].n += 1
                 self._log_joined(socket, room)
             else:
                 self._rooms.leave(socket, room if isinstance(room, str) else "")
         except Refused as problem:
+            if event == "join_room":
+                self._metrics.rooms.joins["refused"].n += 1
             self._sockets.emit(socket.number, f"{event}:fail", ({"error_msg": str(problem)},))
         else:
+            self._count(socket)
             self._sockets.emit(socket.number, f"{event}:ok")
 
     def _allowed(self, socket: Socket, room: object) -> str:
@@ -190,3 +266,34 @@ class FrontDoor:
                 self._allowed(socket, room)
             except Refused:
                 self._rooms.leave(socket, room)
+
+    def _view(self, socket: Socket) -> None:
+        """Count one who is no device among the viewers, from its first room on. Raises Refused."""
+        if socket.views or isinstance(socket.device, Device):
+            return
+        full = self._admission.view(socket.address)
+        if full is not None:
+            self.refused(full)
+            raise Refused(VIEWERS_FULL)
+        socket.views = True
+
+    def _unview(self, socket: Socket) -> None:
+        if socket.views:
+            socket.views = False
+            self._admission.unview(socket.address)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    # metrics
+
+    def _count(self, socket: Socket) -> None:
+        """Count a socket as what it is now."""
+        client, counted = socket.client, socket.counted
+        if counted is not None:
+            sockets = self._metrics.sockets
+            socket.counted = sockets.moved(counted, _role(socket), client.engine, client.transport)
+
+
+def _role(socket: Socket) -> str:
+    return "device" if socket.device is not None else "viewer" if socket.rooms else "stranger"

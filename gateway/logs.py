@@ -1,7 +1,14 @@
-"""Log lines for people or for machines. Peers' strings lose their control characters; keys never get here."""
+"""Log lines for people or for machines. Peers' strings lose their control characters; keys never get here.
+
+Of one message, and one reason where it has a closed set of them, so many lines are written in ten seconds; a line says
+how many were not. So a storm of devices, or a peer that does the same again and again, cannot fill a disk.
+"""
 
 import logging
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Any, Final
 
 import msgspec
@@ -9,14 +16,123 @@ import msgspec
 from gateway.config import Log
 
 MAX_VALUE_CHARS: Final = 500
+WINDOW_S: Final = 10.0
+LEVELS: Final = ("debug", "info", "warning", "error")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
+Key = tuple[str, str, str]  # logger, message, reason
+MAX_KEYS: Final = 1000
+ELSE: Final[Key] = ("gateway", "anything else", "")  # what of one window is beyond so many keys
 
-def configure(settings: Log) -> None:
+
+class LogHandler(logging.StreamHandler[Any]):
+    """Writes to stderr, and counts.
+
+    Attributes:
+        records: how many there were of each level, those not written too.
+        suppressed: how many were not written.
+    """
+
+    def __init__(self, settings: Log) -> None:
+        super().__init__()
+        self.setFormatter(_Json() if settings.format == "json" else _Human())
+        self.records = dict.fromkeys(LEVELS, 0)
+        self.suppressed = 0
+        self._throttle = Throttle(round(settings.lines_per_s * WINDOW_S))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, unless there were too many like it; and first how many were not."""
+        self.tell_suppressed()
+        self.records[LEVELS[min(max(record.levelno // 10 - 1, 0), 3)]] += 1
+        if self._throttle.admits(_key(record), record.levelno, time.monotonic()):
+            super().emit(record)
+        else:
+            self.suppressed += 1
+
+    def tell_suppressed(self, *, anyway: bool = False) -> None:
+        """Say what was suppressed in the windows that are over, or `anyway`."""
+        self.acquire()
+        try:
+            for (logger, message, reason), level, count in self._throttle.over(time.monotonic(), anyway=anyway):
+                fields = {"of": message, "count": count} | ({"reason": reason} if reason else {})
+                head = {"name": logger, "levelno": level, "levelname": logging.getLevelName(level)}
+                super().emit(logging.makeLogRecord({**head, "msg": "lines suppressed", **fields}))
+        finally:
+            self.release()
+
+    def close(self) -> None:
+        """Say what was suppressed, and close."""
+        self.tell_suppressed(anyway=True)
+        super().close()
+
+
+class _Window:
+    __slots__ = ("level", "lines", "since")
+
+    def __init__(self, level: int, since: float) -> None:
+        self.level = level
+        self.since = since
+        self.lines = 0
+
+
+class Throttle:
+    """So many lines of one key in each window, which begins with its first line. `now` is in monotonic seconds."""
+
+    def __init__(self, most: int) -> None:
+        self._most = max(1, most)
+        self._windows: dict[Key, _Window] = {}  # in the order in which they end
+
+    def admits(self, key: Key, level: int, now: float) -> bool:
+        """Count a line; whether it may be written. Ask `over` first."""
+        if key not in self._windows and len(self._windows) >= MAX_KEYS:
+            key = ELSE
+        window = self._windows.get(key)
+        if window is None:
+            window = self._windows[key] = _Window(level, now)
+        window.lines += 1
+        return window.lines <= self._most
+
+    def over(self, now: float, *, anyway: bool = False) -> Iterator[tuple[Key, int, int]]:
+        """End the windows that are over, or all; of each that had too many lines its key, level, and how many."""
+        while self._windows:
+            key, window = next(iter(self._windows.items()))
+            if now - window.since < WINDOW_S and not anyway:
+                return
+            del self._windows[key]
+            if window.lines > self._most:
+                yield key, window.level, window.lines - self._most
+
+
+def configure(settings: Log) -> LogHandler:
     """Send the log to stderr, in the configured form."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if settings.format == "json" else _Human())
+    handler = LogHandler(settings)
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
+    return handler
+
+
+def _key(record: logging.LogRecord) -> Key:
+    reason = getattr(record, "reason", None)
+    return record.name, str(record.msg), str(reason) if isinstance(reason, Enum) else ""
+
+
+class Sparse:
+    """Has something that a peer can do at any rate logged at most every `every_s` seconds."""
+
+    __slots__ = ("_every_s", "_left_out", "_next")
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._next = 0.0
+        self._left_out = 0
+
+    def left_out(self, now: float) -> int | None:
+        """How many were left out since the last line, or None if this one is to be, too; `now` is monotonic."""
+        if now < self._next:
+            self._left_out += 1
+            return None
+        self._next = now + self._every_s
+        count, self._left_out = self._left_out, 0
+        return count
 
 
 class _Human(logging.Formatter):

@@ -5,13 +5,16 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import TypeVar
 
 import msgspec
 
 from gateway import __version__
-from gateway.commands import read_args
-from gateway.device import LinkSettings, client_id, rfc3339
+from gateway.catalog import Catalog
+from gateway.commands import read_room_event
+from gateway.logs import Sparse
+from gateway.metrics import Metrics
 from gateway.mqtt import (
     Closed,
     Credentials,
@@ -24,9 +27,11 @@ from gateway.mqtt import (
     Will,
 )
 from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
+from gateway.relay import tag_of
 from gateway.rooms import Rooms
 from gateway.sockets import Socket, SocketServer
-from gateway.topics import JSON_TYPE, Life, NodeStatus, Presence, RoomTopic, Topics
+from gateway.surroundings import LinkSettings, client_id, rfc3339
+from gateway.topics import JSON_TYPE, Life, NodeStatus, Presence, Topics
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +41,7 @@ ORIGIN = "origin"  # user property of a relayed event: node and socket that it c
 CENSUS_PAUSE_S = 1.0  # longer than a broker pauses between retained messages
 PRESENCE_WAIT_S = 2.0  # a retained message comes at once if there is one
 STATUS_EVERY_S = 30.0
+UNUSABLE_EVERY_S = 10.0  # between two lines of the log about room events that nobody could use
 ROOM_SESSION_S = 60  # room events that come while the link is down for a moment are not missed
 
 
@@ -46,6 +52,8 @@ class Node:
 
     Args:
         devices: how many devices are here, for the status.
+        catalog: what the events that services emit to rooms have to be.
+        relay: URL at which other nodes reach this one; empty if they do not.
     """
 
     def __init__(
@@ -56,11 +64,19 @@ class Node:
         credentials: Credentials,
         rooms: Rooms[Socket],
         devices: Callable[[], int],
+        metrics: Metrics,
+        catalog: Catalog,
+        relay: str = "",
     ) -> None:
         self._life = life
         self._topics = topics
         self._rooms = rooms
         self._devices = devices
+        self._metrics = metrics
+        self._catalog = catalog
+        self._unusable = Sparse(UNUSABLE_EVERY_S)
+        self._relay = relay
+        self.relays: dict[str, str] = {}  # where the other nodes are, by the tag of their names
         self._session_s = links.session_s
         self._sockets: SocketServer
         self._trouble: str | None = "connecting to the broker"
@@ -76,7 +92,7 @@ class Node:
                 client_id=client_id(topics.prefix, f"node:{life.node}"),  # no serial has a colon
                 subscriptions=(
                     Subscription(topics.rooms_filter()),
-                    Subscription(topics.node_status(life.node), retained=True),  # another process may have the name
+                    Subscription(topics.node_status("+"), retained=True),  # another process may have our name
                 ),
                 will=Will(self._message(self._offline()), links.will_delay_s),
                 keep_alive_s=links.keep_alive_s,
@@ -178,6 +194,7 @@ class Node:
 
     def link_event(self, event: LinkEvent) -> None:
         """Emit what comes for rooms; keep the status and readiness."""
+        self._metrics.links.observe(event, "room")
         match event:
             case Received():
                 self._received(event.message)
@@ -213,12 +230,19 @@ class Node:
         serial = self._topics.presence_of(message.topic)
         if serial is not None:
             self._presence(serial, message)
-        elif message.topic == self._topics.node_status(self._life.node):
-            status = _read(message.payload, NodeStatus)
-            if status is not None and status.online and status.started > self._life.started:
-                self._displace()
+        elif (node := self._topics.node_of(message.topic)) is not None:
+            self._node_status(node, _read(message.payload, NodeStatus) or NodeStatus(False, node))
         else:
             self._room_event(message)
+
+    def _node_status(self, node: str, status: NodeStatus) -> None:
+        if node == self._life.node:
+            if status.online and status.started > self._life.started:
+                self._displace()
+        elif status.online and status.relay:
+            self.relays[tag_of(node)] = status.relay
+        else:
+            self.relays.pop(tag_of(node), None)
 
     def _presence(self, serial: str, message: Message) -> None:
         presence = _read(message.payload, Presence)
@@ -245,16 +269,18 @@ class Node:
         return not self._displaced
 
     def _room_event(self, message: Message) -> None:
-        address = self._topics.parse(message.topic)
-        args, problem = read_args(message)
-        if not isinstance(address, RoomTopic) or problem:
-            reason = problem or str(address)
-            log.warning("unusable room event", extra={"topic": message.topic[:200], "problem": reason[:200]})
+        event = read_room_event(message, self._topics, self._catalog)
+        if isinstance(event, str):
+            self._metrics.sessions.ignored["unusable_room_event"].n += 1
+            if (left_out := self._unusable.left_out(monotonic())) is not None:
+                fields = {"topic": message.topic[:200], "problem": event[:200], "left_out": left_out}
+                log.warning("unusable room event", extra=fields)
             return
         skipped = dict(message.user_properties).get(ORIGIN)
-        sockets = [s for s in self._rooms.members(address.room) if f"{self._life.node} {s.number}" != skipped]
+        sockets = [s for s in self._rooms.members(event.room) if f"{self._life.node} {s.number}" != skipped]
         if sockets:
-            self._sockets.emit_to(sockets, address.event, args)
+            self._sockets.emit_to(sockets, event.event, event.args)
+        self._metrics.rooms.emitted(event.event, len(sockets), monotonic() - self._link.read_at)
 
     def _keep_status(self) -> None:
         """Publish the status again where its numbers have changed, now and every STATUS_EVERY_S."""
@@ -268,7 +294,8 @@ class Node:
 
     def _now(self) -> NodeStatus:
         sockets = len(self._sockets)
-        return NodeStatus(True, self._life.node, __version__, self._life.started, self._devices(), sockets)
+        life = self._life
+        return NodeStatus(True, life.node, __version__, life.started, self._devices(), sockets, self._relay)
 
     def _offline(self) -> NodeStatus:
         return NodeStatus(False, self._life.node, __version__, self._life.started)

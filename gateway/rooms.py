@@ -100,6 +100,7 @@ class Rooms(Generic[M]):
 
     def __init__(self) -> None:
         self._members: dict[str, set[M]] = {}
+        self.memberships = 0  # members, counted in each of their rooms
 
     def __len__(self) -> int:
         return len(self._members)
@@ -115,6 +116,7 @@ class Rooms(Generic[M]):
             joined = member.rooms = set()
         if room not in joined and len(joined) >= MAX_ROOMS:
             raise Refused(f"in {MAX_ROOMS} rooms already")
+        self.memberships += room not in joined
         joined.add(room)
         self._members.setdefault(room, set()).add(member)
 
@@ -132,6 +134,7 @@ class Rooms(Generic[M]):
         member.rooms = None
 
     def _remove(self, member: M, room: str) -> None:
+        self.memberships -= 1
         members = self._members[room]
         members.discard(member)
         if not members:

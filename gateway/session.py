@@ -224,7 +224,9 @@ class DeviceSession:
         if question is None or self._socket is None:
             self._effects.append(f.Ignore("unknown_reply"))
         else:
-            self._effects.append(f.Reply(self._socket, question[0], fact.args))
+            ack_id, until = question
+            asked_at = until - self._limits.reply_timeout_s
+            self._effects.append(f.Reply(self._socket, ack_id, fact.args, asked_at))
 
 
 def refusal(problem: str) -> Args:

@@ -8,11 +8,13 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 from msgspec import UNSET, Struct, convert, structs
 
-from gateway.addresses import BrokerUrl, Listen
+from gateway.addresses import BrokerUrl, Listen, Network
+
+PARSED: Final = (Listen, BrokerUrl, Network)  # settings that have a notation of their own
 
 
 class ConfigError(Exception):
@@ -60,7 +62,7 @@ class Reading:
         """Return what was given as what is annotated; UNSET, and a problem, where it is none."""
         plain = _plain(annotation)
         try:
-            if plain in (Listen, BrokerUrl):
+            if plain in PARSED:
                 return given if isinstance(given, plain) else plain.parse(convert(given, str))
             if isinstance(plain, type) and issubclass(plain, Struct):
                 return self.struct(plain, given, path)
@@ -147,7 +149,7 @@ def _shown(value: object) -> str:
 
 def as_toml(value: object) -> str:
     """A value as TOML writes it, on one line."""
-    if isinstance(value, Struct) and not isinstance(value, (BrokerUrl, Listen)):
+    if isinstance(value, Struct) and not isinstance(value, PARSED):
         return f"{{ {', '.join(f'{key} = {as_toml(item)}' for key, item in structs.asdict(value).items())} }}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(as_toml, value))}]"

@@ -13,11 +13,15 @@ from aiohttp import web
 from socketio import exceptions
 from socketio import packet as sio
 
+from gateway.admission import Admission, Refusal
 from gateway.catalog import Args
 from gateway.engine.connection import Connection, Pending
 from gateway.engine.effects import CloseReason
 from gateway.engine.faults import PeerFaults
 from gateway.engine.options import EngineOptions
+from gateway.engine.server import Relay
+from gateway.instruments import Count
+from gateway.proxies import Proxies
 from gateway.rooms import Grant
 from gateway.socketio_server import Packet, Server
 from gateway.topics import Client
@@ -30,7 +34,7 @@ NAMESPACE = "/"
 class Socket:
     """One Socket.IO connection; `number` names it within this process."""
 
-    __slots__ = ("address", "connection", "device", "grant", "number", "rooms")
+    __slots__ = ("address", "connection", "counted", "device", "grant", "number", "rooms", "views")
 
     def __init__(self, number: int, connection: Connection) -> None:
         self.number = number
@@ -38,12 +42,19 @@ class Socket:
         self.address = str(connection.environ.get("REMOTE_ADDR", ""))
         self.rooms: set[str] | None = None
         self.device: object = None  # who it authenticated as; the owner's to set
+        self.counted: Count | None = None  # where its owner counts it
         self.grant: Grant | None = None  # what the token of its peer allows; the owner's to set
+        self.views = False  # it counts as a viewer; the owner's to set
 
     @property
     def is_open(self) -> bool:
         """Whether anything can still be said to it."""
         return self.connection.session.closed is None
+
+    @property
+    def read_at(self) -> float:
+        """When its latest packet was read, in monotonic seconds."""
+        return self.connection.read_at
 
     @property
     def client(self) -> Client:
@@ -69,17 +80,23 @@ class SocketOwner(Protocol):
     def acked(self, socket: Socket, emit_id: int, args: Args) -> None:
         """The peer acked an emission, or claims to."""
 
+    def upgraded(self, socket: Socket) -> None:
+        """It went from polling to a WebSocket."""
+
     def closed(self, socket: Socket, reason: CloseReason) -> None:
         """The socket is gone; said once."""
+
+    def refused(self, reason: Refusal) -> None:
+        """A peer was refused something before it was a socket, or was slowed down."""
 
 
 class _Server(Server):
     """Hands events and acks of the one namespace over."""
 
-    def __init__(self, sockets: "SocketServer", options: EngineOptions) -> None:
+    def __init__(self, sockets: "SocketServer", options: EngineOptions, admission: Admission, proxies: Proxies) -> None:
         quiet = logging.getLogger(f"{__name__}.socketio")
         quiet.setLevel(logging.WARNING)  # it logs each packet at INFO
-        super().__init__(options, logger=quiet)
+        super().__init__(options, logger=quiet, admission=admission, proxies=proxies)
         self.always_connect = False  # whom we refuse is told so instead of CONNECT, and not after it
         self._sockets = sockets
 
@@ -110,17 +127,31 @@ class SocketServer:
     Args:
         owner: told what happens on them.
         path: where devices connect, with and without a slash at its end.
+        admission: how many strangers may come, and how fast.
+        proxies: who is believed about where a client is.
+        relay: to the nodes that may have what is not here.
     """
 
-    def __init__(self, owner: SocketOwner, options: EngineOptions, path: str) -> None:
+    def __init__(
+        self,
+        owner: SocketOwner,
+        options: EngineOptions,
+        path: str,
+        admission: Admission,
+        proxies: Proxies,
+        relay: Relay | None = None,
+    ) -> None:
         self._owner = owner
         self._path = path
         self._numbers = count(1)
         self._by_number: dict[int, Socket] = {}
         self._by_engine_sid: dict[str, Socket] = {}
-        self._server = _Server(self, options)
+        self._server = _Server(self, options, admission, proxies)
+        self._server.eio.on_refused = owner.refused
+        self._server.eio.relay = relay
         self._server.on("connect", self._connected)
         self._server.on("disconnect", self._disconnected)
+        self._server.eio.on_upgraded = self._upgraded
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -197,6 +228,11 @@ class SocketServer:
             raise exceptions.ConnectionRefusedError(problem)
         self._by_number[socket.number] = self._by_engine_sid[connection.sid] = socket
         self._owner.connected(socket)
+
+    def _upgraded(self, connection: Connection) -> None:
+        socket = self._by_engine_sid.get(connection.sid)
+        if socket is not None:
+            self._owner.upgraded(socket)
 
     async def _disconnected(self, sid: str, reason: str) -> None:
         socket = self._by_engine_sid.pop(self._server.manager.eio_sid_from_sid(sid, NAMESPACE), None)

@@ -10,6 +10,8 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+FINAL_STATUSES: Final = ("acked", "nacked", "timeout", "lost", "offline", "expired", "rejected")  # of an Outcome
+STATUSES: Final = ("queued", *FINAL_STATUSES)
 MAX_NAME_BYTES: Final = 128  # of a room, event or id before encoding: keeps topics short and memory bounded
 JSON_TYPE: Final = "application/json"
 BINARY_TYPE: Final = "application/octet-stream"
@@ -99,6 +101,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     started: str = ""
     devices: int = 0
     sockets: int = 0
+    relay: str = ""  # URL at which other nodes reach its device port; empty: they do not
 
 
 class CommandTopic(msgspec.Struct, frozen=True):
@@ -230,6 +233,12 @@ class Topics:
     def node_status(self, node: str) -> str:
         """A node's retained status."""
         return f"{self._nodes}{node}/status"
+
+    def node_of(self, topic: str) -> str | None:
+        """Return the name of the node whose status topic this is; None for any other topic."""
+        if topic.startswith(self._nodes) and topic.endswith("/status"):
+            return topic[len(self._nodes) : -len("/status")]
+        return None
 
     def response_allowed(self, topic: str) -> bool:
         """Whether the gateway, which publishes with its own rights, may and can answer to this Response Topic."""

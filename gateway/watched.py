@@ -21,6 +21,7 @@ class Watched(Generic[T]):
 
     Attributes:
         content: what was read last.
+        reads, failures: how often it was read again, and could not be used.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Watched(Generic[T]):
         self._changed = changed
         self._told = content
         self._reading = asyncio.Lock()
+        self.reads = self.failures = 0
 
     @classmethod
     def load(
@@ -58,8 +60,10 @@ class Watched(Generic[T]):
             try:
                 self.content = await asyncio.to_thread(self._read, self._path)
             except ValueError as problem:
+                self.failures += 1
                 log.warning("file not usable, its last good content counts", extra={"problem": str(problem)})
             else:
+                self.reads += 1
                 log.info("file read again", extra={"file": str(self._path)})
             self._stamp = stamp
 
@@ -85,6 +89,16 @@ class Files:
     def watch(self, file: Watched[Any]) -> None:
         """Look at this file, too."""
         self._files.append(file)
+
+    @property
+    def reads(self) -> int:
+        """How often a file was read again."""
+        return sum(file.reads for file in self._files)
+
+    @property
+    def failures(self) -> int:
+        """How often one could not be used."""
+        return sum(file.failures for file in self._files)
 
     def reload(self) -> None:
         """Read every file again, soon, whether it seems to have changed or not."""

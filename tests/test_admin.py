@@ -11,9 +11,11 @@ from gateway import admin
 
 
 @asynccontextmanager
-async def serving(reasons: list[str], registry: CollectorRegistry) -> AsyncIterator[aiohttp.ClientSession]:
+async def serving(
+    reasons: list[str], registry: CollectorRegistry, late_s: float = 0.0
+) -> AsyncIterator[aiohttp.ClientSession]:
     """The admin port on a free port of 127.0.0.1, and a client of it."""
-    runner = web.AppRunner(admin.application(lambda: reasons, registry, lambda: "asyncapi: 3.0.0\n"))
+    runner = web.AppRunner(admin.application(lambda: late_s, lambda: reasons, registry, lambda: "asyncapi: 3.0.0\n"))
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -27,6 +29,11 @@ async def serving(reasons: list[str], registry: CollectorRegistry) -> AsyncItera
 async def test_healthz_answers_whether_ready_or_not() -> None:
     async with serving(["the broker is away"], CollectorRegistry()) as http, http.get("/healthz") as response:
         assert (response.status, await response.text()) == (200, "ok")
+
+
+async def test_healthz_tells_of_a_loop_that_does_not_turn() -> None:
+    async with serving([], CollectorRegistry(), late_s=7.0) as http, http.get("/healthz") as response:
+        assert (response.status, await response.text()) == (503, "the event loop is 7.0 s late")
 
 
 async def test_readyz_follows_the_reasons() -> None:

@@ -1,4 +1,5 @@
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -60,6 +61,7 @@ def test_version() -> None:
         (["call"], "gateway call --online device_status --json"),
         (["watch"], "gateway watch --serial"),
         (["presence"], "gateway presence --follow"),
+        (["status"], "gateway status --admin"),
         (["devices", "import"], "gateway devices import --file"),
         (["devices", "rotate"], "gateway devices rotate --file"),
         (["simulate"], "gateway simulate --url"),
@@ -106,6 +108,52 @@ def test_check_prints_every_problem(bad_file: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == [BAD[0], expected.replace('"0"', "0"), BAD[1]]
+
+
+EXPOSED = """
+[auth]
+mode = "open"
+[[rooms.rules]]
+match = "*"
+allow = "anyone"
+[admin]
+listen = "0.0.0.0:0"
+[mqtt]
+url = "mqtt://user:s3cret@broker.example"
+"""
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_what_is_open_to_strangers_is_refused_all_at_once(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text(EXPOSED)
+    done = gateway(command, "--config", path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [
+        "auth.mode",
+        "rooms.rules[0]",
+        "admin.listen",
+        "mqtt.url",
+    ]
+    assert "s3cret" not in done.stderr
+
+
+def test_what_is_accepted_is_not_refused(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    accept = ["open-auth", "anonymous-rooms", "admin-without-token", "plain-mqtt"]
+    path.write_text(f"accept = {accept}\n{EXPOSED}")
+    assert gateway("check", "--config", path).returncode == 0
+
+
+@pytest.mark.parametrize(("token", "got"), [(None, "missing"), ("", "missing"), ("short", "too short")])
+def test_check_wants_the_token_of_the_admin_port(tmp_path: Path, token: str | None, got: str) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text('[admin]\ntoken_env = "GATEWAY_ADMIN_TOKEN"\n[auth]\nmode = "file"\nfile = "/none"\n')
+    done = gateway("check", "--config", path, environ={} if token is None else {"GATEWAY_ADMIN_TOKEN": token})
+    assert done.returncode == 2
+    expected = f"environment GATEWAY_ADMIN_TOKEN: {got}, expected a token of at least 16 characters"
+    assert done.stderr.splitlines()[-1] == expected
+    assert len(done.stderr.splitlines()) == 3, "with the problems of the keys"
 
 
 def test_check_reads_the_events_of_a_deployment(tmp_path: Path) -> None:
@@ -201,7 +249,14 @@ def test_serve_does_not_show_a_password() -> None:
     [
         (["S1", "text_stop", "{id: 7}"], "JSON: "),
         (["S1", "text_stop", "--mqtt", "localhost"], "--mqtt: expected mqtt://"),
-        (["S 1", "text_stop"], "cannot call S 1: "),
+        (["S 1", "text_stop"], "SERIAL: 'S 1' is none"),
+        (["S1,,S2", "text_stop"], "SERIAL: '' is none"),
+        (["S1", ""], "EVENT: must be 1 to 128 bytes"),
+        (
+            ["S1", "text_stop", "--qos", "2"],
+            "Invalid value for '--qos': 2 is not in the range 0<=x<=1; see `gateway call",
+        ),
+        (["S1", "text_stop", "--qoss", "1"], "No such option '--qoss'"),
         (["S1"], "expected SERIAL[,SERIAL]... EVENT [JSON]; "),
         (["--online", "S1", "text_stop", "{}"], "expected EVENT [JSON]; "),
         (["--online", "--from-file", "x", "text_stop"], "expected --online or --from-file"),
@@ -251,8 +306,60 @@ def test_call_without_a_broker(closed: str) -> None:
     done = gateway("call", "S1", "text_stop", environ={"GATEWAY_MQTT_URL": f"mqtt://u:s3cret@{closed}"})
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("cannot call S1: ")
+    assert done.stderr.startswith(f"mqtt://u:***@{closed}: Connection refused; is a broker there? ")
     assert "s3cret" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["cal"], "No such command 'cal'. Did you mean 'call'?; see `gateway --help`"),
+        (["--nope"], "No such option '--nope'; see `gateway --help`"),
+        (["devices", "list"], "Missing option '--file'; see `gateway devices list --help`"),
+        (["simulate", "--keys", "/nonexistent"], "Invalid value for '--keys': '/nonexistent': No such file"),
+    ],
+)
+def test_an_error_of_usage_is_one_line(words: list[str], problem: str) -> None:
+    done = gateway(*words)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert done.stderr.startswith(problem)
+
+
+@pytest.mark.parametrize("words", [[], ["devices"]])
+def test_a_group_without_a_command_is_helpful(words: list[str]) -> None:
+    done = gateway(*words)
+    assert done.returncode == 2
+    assert "Commands:" in done.stderr
+
+
+def test_bash_completes_commands_options_and_events() -> None:
+    """As the README says to set it up, in a real shell."""
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is not installed")
+    script = """
+        eval "$(_GATEWAY_COMPLETE=bash_source gateway)"
+        complete_word() {
+            COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+            _gateway_completion gateway
+            echo "${COMPREPLY[@]}"
+        }
+        complete_word gateway si
+        complete_word gateway call --onl
+        complete_word gateway call AC1 face
+        complete_word gateway simulate --profile mi
+    """
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [bash, "-c", script], capture_output=True, text=True, env=os.environ | {"PATH": path}, check=True
+    )
+    assert done.stdout.splitlines() == ["simulate", "--online", "face_data_count", "mixed"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_its_completion(shell: str) -> None:
+    done = gateway(environ={"_GATEWAY_COMPLETE": f"{shell}_source"})
+    assert (done.returncode, "COMMAND" in done.stdout or "complete" in done.stdout) == (0, True)
 
 
 def add(path: Path, serial: str, key: str) -> subprocess.CompletedProcess[str]:
@@ -322,8 +429,10 @@ def test_devices_of_a_file_that_is_not_there(tmp_path: Path, command: list[str])
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
-        ([], "expected a SERIAL, or --devices N\n"),
+        ([], "expected a SERIAL, --devices N or --keys CSV\n"),
         (["AC1", "--url", "127.0.0.1:8080"], "--url: expected http://HOST:PORT or https://HOST:PORT\n"),
+        (["a/b"], "'a/b' is no serial: expected 1 to 64 of A-Z a-z 0-9 . _ -\n"),
+        (["--devices", "2", "--serial-prefix", "a b"], "'a b1' is no serial: expected 1 to 64 of A-Z a-z 0-9 . _ -\n"),
     ],
 )
 def test_simulate_refuses(args: list[str], problem: str) -> None:

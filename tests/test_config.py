@@ -43,8 +43,8 @@ def test_the_example_loads_to_the_defaults(tmp_path: Path) -> None:
 def test_the_example_describes_every_setting() -> None:
     lines = config.example().splitlines()
     settings = [number for number, line in enumerate(lines) if " = " in line]
-    sections = [getattr(Config(), name) for name in Config.__struct_fields__ if name != "node"]
-    assert len(settings) == 1 + sum(len(section.__struct_fields__) for section in sections)
+    sections = [getattr(Config(), name) for name in Config.__struct_fields__ if name not in ("node", "accept")]
+    assert len(settings) == 2 + sum(len(section.__struct_fields__) for section in sections)
     assert all(lines[number - 1].startswith("# ") for number in settings)
 
 
@@ -123,6 +123,8 @@ def test_all_problems_come_at_once() -> None:
         ("log.level", "loud", '"debug" or "info" or "warning" or "error", got "loud"'),
         ("auth.mode", ["open"], '"open" or "file" or "http" or "broker", got a list'),
         ("auth.pepper_env", "A B", 'the name of an environment variable, got "A B"'),
+        ("admin.token_env", "A B", 'the name of an environment variable, or nothing, got "A B"'),
+        ("admission.handshakes_per_s", 0, "a number from 0.01 to 1000000000, got 0"),
         ("auth.token_env", "1", 'the name of an environment variable, or nothing, got "1"'),
         ("auth.cache_s", -1, "a number >= 0, got -1"),
         ("auth.url", "ftp://h/", f'{URL}, got "ftp://h/"'),
@@ -143,8 +145,8 @@ def test_a_bad_value_says_what_is_expected(path: str, value: object, expected: s
         ("device", 'device: unknown section, did you mean "devices"?'),
         (
             "broker",
-            "broker: unknown section, expected one of node, devices, admin, mqtt, auth, tokens, commands, catalog, "
-            "rooms, log",
+            "broker: unknown section, expected one of node, accept, devices, relay, admission, admin, mqtt, auth, "
+            "tokens, commands, catalog, rooms, log",
         ),
     ],
 )
@@ -168,6 +170,23 @@ def test_a_response_topic_is_a_filter(topic_filter: str) -> None:
     assert problems({"mqtt": {"response_topics": ["inbox/#", "+/a/#", topic_filter]}})[0].startswith(
         "mqtt.response_topics[2]: expected a filter such as inbox/#"
     )
+
+
+def test_networks_of_proxies_are_networks() -> None:
+    loaded = config.resolve({"admission": {"trusted_proxies": ["10.0.0.0/8", "::1", "192.0.2.7"]}}, {}, {})
+    assert [str(network) for network in loaded.admission.trusted_proxies] == ["10.0.0.0/8", "::1/128", "192.0.2.7/32"]
+    assert problems({"admission": {"trusted_proxies": ["10.0.0.1/8", "proxy"]}}) == [
+        'admission.trusted_proxies[0]: expected an address or a network such as 10.0.0.0/8, got "10.0.0.1/8"',
+        'admission.trusted_proxies[1]: expected an address or a network such as 10.0.0.0/8, got "proxy"',
+    ]
+
+
+def test_what_is_accepted_has_a_name() -> None:
+    assert problems({"accept": ["open-auth", "all"]}) == [
+        'accept[1]: expected "open-auth" or "anonymous-rooms" or "admin-without-token" or "plain-mqtt" or '
+        '"plain-http", got "all"'
+    ]
+    assert config.resolve({}, {"GATEWAY_ACCEPT": "open-auth,plain-mqtt"}, {}).accept == ("open-auth", "plain-mqtt")
 
 
 def test_a_conflict_is_not_reported_when_one_side_is_already_wrong() -> None:
@@ -288,8 +307,12 @@ def test_unknown_variables_are_warnings() -> None:
         'environment GATEWAY_MQTT_URLL: not a setting, ignored, did you mean "GATEWAY_MQTT_URL"?',
         "environment GATEWAY_SERVICE_HOST: not a setting, ignored",
     ]
-    named = {"auth": {"pepper_env": "GATEWAY_SALT", "token_env": "GATEWAY_ASK"}, "tokens": {"secret_env": "GATEWAY_S"}}
-    secrets = dict.fromkeys(("GATEWAY_SALT", "GATEWAY_ASK", "GATEWAY_S"), "secret")
+    named = {
+        "auth": {"pepper_env": "GATEWAY_SALT", "token_env": "GATEWAY_ASK"},
+        "tokens": {"secret_env": "GATEWAY_S"},
+        "admin": {"token_env": "GATEWAY_DOOR"},
+    }
+    secrets = dict.fromkeys(("GATEWAY_SALT", "GATEWAY_ASK", "GATEWAY_S", "GATEWAY_DOOR"), "secret")
     assert config.unknown_variables(secrets, config.resolve(named, {}, {})) == []
 
 

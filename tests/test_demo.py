@@ -17,13 +17,13 @@ from gateway import demo
 from gateway.app import Gateway
 from gateway.brokers import Launch, LocalBroker
 from gateway.catalog import EVENTS
-from gateway.simulate import SimulatedDevice
+from gateway.simulate.device import SimulatedDevice
 
 WIDTH = 80
 
 
 def row(part: demo.Part, **fields: Any) -> demo.Row:
-    it = demo.Row(SimulatedDevice("http://h", part.serial), part.about)
+    it = demo.Row(SimulatedDevice(part.serial), part.about)
     for name, value in fields.items():
         setattr(it, name, value)
     return it

@@ -6,9 +6,11 @@ from gateway import facts as f
 from gateway.addresses import BrokerUrl
 from gateway.catalog import Catalog
 from gateway.commands import CommandReader, Policy
-from gateway.device import Device, LinkSettings, Surroundings
+from gateway.device import Device
 from gateway.limits import Budget, Limits, Pace, Shared
+from gateway.metrics import Metrics
 from gateway.mqtt import Backoff, Credentials
+from gateway.surroundings import LinkSettings, Surroundings
 from gateway.topics import Client, Life, Topics
 
 CATALOG = Catalog()
@@ -38,7 +40,7 @@ class Socket:
 
 
 class Quiet:
-    """A node and metrics that nobody listens to."""
+    """A node that nobody listens to."""
 
     displaced = False
 
@@ -60,7 +62,7 @@ def make(sockets: Sockets, replays: Pace) -> Device:
         links=links,
         sockets=sockets,  # type: ignore[arg-type]
         node_link=Quiet(),
-        metrics=Quiet(),  # type: ignore[arg-type]
+        metrics=Metrics(),
     )
     return Device("AC1", Credentials(), around, lambda _: None)
 

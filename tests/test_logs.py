@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gateway import logs
 from gateway.config import Log
+from gateway.engine.effects import CloseReason
 from gateway.logs import MAX_VALUE_CHARS
 
 HOSTILE = "x\n12:00:00.000 ERROR forged\x1b[31m\r\x00\x9b\u2028\u202e\ud800"
@@ -119,3 +120,94 @@ def test_configure(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> 
     (line,) = err.splitlines()
     assert json.loads(line)["message"] == "device here"
     assert root.level == logging.INFO
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the throttle takes for the time."""
+    now = [1000.0]
+    monkeypatch.setattr("gateway.logs.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_a_storm_of_one_message_is_cut_and_counted(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    handler = logs.configure(Log(format="json", lines_per_s=2))
+    log = logging.getLogger("gateway.test")
+    for number in range(1000):
+        log.warning("unusable message", extra={"serial": f"AC{number}"})
+        clock[0] += 0.001
+    log.info("something else")
+    told = lines_of(capsys)
+    assert [line["serial"] for line in told[:-1]] == [f"AC{number}" for number in range(20)]
+    assert told[-1]["message"] == "something else"
+    assert (handler.suppressed, handler.records) == (980, {"debug": 0, "info": 1, "warning": 1000, "error": 0})
+    clock[0] += logs.WINDOW_S
+    log.warning("unusable message")
+    summary, again = lines_of(capsys)
+    assert summary == {
+        "time": summary["time"],
+        "level": "warning",
+        "logger": "gateway.test",
+        "message": "lines suppressed",
+        "of": "unusable message",
+        "count": 980,
+    }
+    assert again["message"] == "unusable message"
+
+
+def test_one_reason_does_not_hide_another(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    """Reasons of a closed set are told apart; what a peer may choose is not, or each would be written."""
+    logs.configure(Log(format="json", lines_per_s=1))
+    log = logging.getLogger("gateway.test")
+    for _ in range(20):
+        log.info("device gone", extra={"reason": CloseReason.PING_TIMEOUT})
+    log.info("device gone", extra={"reason": CloseReason.SLOW})
+    for number in range(20):
+        log.info("broker lost", extra={"reason": f"chosen {number}"})
+    told = lines_of(capsys)
+    assert [line["reason"] for line in told[:11]] == ["ping-timeout"] * 10 + ["slow"]
+    assert len(told) == 21
+
+
+def test_what_was_suppressed_is_told_at_the_end_and_when_nothing_else_is_logged(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    handler = logs.configure(Log(format="json", lines_per_s=1))
+    log = logging.getLogger("gateway.test")
+    for _ in range(2):
+        for _ in range(15):
+            log.info("device gone", extra={"reason": CloseReason.SLOW})
+        clock[0] += logs.WINDOW_S
+        handler.tell_suppressed()
+        (*_, summary) = lines_of(capsys)
+        assert (summary["of"], summary["reason"], summary["count"]) == ("device gone", "slow", 5)
+        handler.tell_suppressed()
+        assert not lines_of(capsys)
+    for _ in range(11):
+        log.info("device here")
+    handler.close()
+    assert lines_of(capsys)[-1]["count"] == 1
+
+
+def test_messages_without_end_are_one_message(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    """Of a library, say, that writes a name into each."""
+    logs.configure(Log(format="json", lines_per_s=1))
+    log = logging.getLogger("gateway.test")
+    for number in range(5000):
+        log.info(f"message {number}")  # noqa: G004
+    assert len(lines_of(capsys)) == logs.MAX_KEYS + 10
+
+
+def test_what_a_peer_repeats_is_logged_sparsely() -> None:
+    sparse = logs.Sparse(10.0)
+    assert [sparse.left_out(now) for now in (100.0, 100.0, 109.9, 110.0, 111.0, 500.0)] == [0, None, None, 2, None, 1]

@@ -69,7 +69,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert effect.socket == self.socket, "emitted to a socket that is not the device"
         assert effect.emit_id not in self.emitted, "an ack id was used twice"
         assert not self.held, "emitted before its turn"
-        command = next(c for c in self.commands.values() if c.args == effect.args)
+        command = effect.command
         self.emitted[effect.emit_id] = command.id
         self.attempts[command.id] += 1
         assert not self.finals[command.id], "emitted after its final outcome"

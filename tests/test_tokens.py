@@ -45,8 +45,9 @@ RSA_2 = rsa.generate_private_key(65537, 2048)
 WEAK_RSA = rsa.generate_private_key(65537, 1024)
 EC = ec.generate_private_key(ec.SECP256R1())
 EC_384 = ec.generate_private_key(ec.SECP384R1())
-NOW = int(time.time())
-GOOD: dict[str, Any] = {"exp": NOW + 600, "rooms": ["AC1", "wxa_student_*"], "sub": "alice"}
+NOW = int(time.time())  # when the tests were collected, which may be minutes ago
+DAY_S = 86_400
+GOOD: dict[str, Any] = {"exp": NOW + DAY_S, "rooms": ["AC1", "wxa_student_*"], "sub": "alice"}
 
 
 def claims(**changed: Any) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def by_hand(header: Mapping[str, Any], payload: Mapping[str, Any], secret: bytes
 
 
 def test_a_good_token_of_each_algorithm(tmp_path: Path) -> None:
-    grant = Grant(("AC1", "wxa_student_*"), NOW + 610.0, "alice")
+    grant = Grant(("AC1", "wxa_student_*"), NOW + DAY_S + 10.0, "alice")
     assert with_secret().read(mint(GOOD, SECRET)) == grant
     assert with_file(tmp_path / "rsa", "RS256", public_pem(RSA)).read(mint(GOOD, RSA)) == grant
     assert with_file(tmp_path / "ec", "ES256", public_pem(EC)).read(mint(GOOD, EC)) == grant
@@ -165,8 +166,8 @@ def test_keys_in_the_header_of_a_token_are_not_looked_at(tmp_path: Path) -> None
         ({"exp": "soon"}, "token not valid"),
         ({"exp": [1]}, "token not valid"),
         ({"exp": 10**400}, "token not valid"),
-        ({"nbf": NOW + 60}, "token not valid yet"),
-        ({"iat": NOW + 60}, "token not valid yet"),
+        ({"nbf": NOW + DAY_S}, "token not valid yet"),
+        ({"iat": NOW + DAY_S}, "token not valid yet"),
         ({"nbf": "x"}, "token not valid"),
         ({"sub": 1}, "token not valid"),
         ({"aud": "other"}, "token not for here"),
@@ -185,9 +186,10 @@ def test_what_a_claim_must_be(changed: dict[str, Any], problem: str) -> None:
 
 
 def test_the_clocks_may_differ_by_the_leeway() -> None:
-    assert with_secret().read(mint(claims(exp=NOW - 5, nbf=NOW + 5, iat=NOW + 5), SECRET)).expires_at == NOW + 5
+    now = int(time.time())
+    assert with_secret().read(mint(claims(exp=now - 5, nbf=now + 5, iat=now + 5), SECRET)).expires_at == now + 5
     assert refused(with_secret(leeway_s=0), mint(claims(exp=NOW - 1), SECRET)) == "token expired"
-    assert refused(with_secret(leeway_s=0), mint(claims(nbf=NOW + 60), SECRET)) == "token not valid yet"
+    assert refused(with_secret(leeway_s=0), mint(claims(nbf=NOW + DAY_S), SECRET)) == "token not valid yet"
 
 
 def test_audience_and_issuer_hold_where_they_are_configured() -> None:
@@ -210,7 +212,7 @@ def test_what_is_no_token(token: object) -> None:
 
 @given(st.text(st.characters()) | st.binary() | st.dictionaries(st.text(), st.none() | st.text() | st.integers()))
 def test_nothing_but_bad_token_is_raised(junk: object) -> None:
-    deep = by_hand({"alg": "HS256"}, {"rooms": [], "exp": NOW + 600, "x": json.dumps(junk, default=repr)}, SECRET)
+    deep = by_hand({"alg": "HS256"}, {"rooms": [], "exp": NOW + DAY_S, "x": json.dumps(junk, default=repr)}, SECRET)
     for token in (junk, f"{junk}.{junk}.{junk}", deep):
         refused(with_secret(), token)
 

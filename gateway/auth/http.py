@@ -135,7 +135,7 @@ class HttpAuthenticator:
         return aiohttp.ClientSession(
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=self._service.timeout_s),
-            connector=aiohttp.TCPConnector(limit=self._service.max_requests),
+            connector=aiohttp.TCPConnector(limit=0),  # whoever has a turn need not wait for another
             cookie_jar=aiohttp.DummyCookieJar(),
         )
 

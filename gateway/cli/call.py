@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from gateway.cli.options import AS_JSON, BROKER, FILE, POSITIVE, PREFIX, Refused, check_broker
+from gateway.cli.options import AS_JSON, BROKER, FILE, POSITIVE, PREFIX, Refused, broker_tls, check_broker, unreachable
+from gateway.cli.terminal import printable
 
 if TYPE_CHECKING:
     from gateway.client import Called, Fleet
+
+
+BAR_STEPS = 200  # so often a bar is drawn anew
 
 
 class Command(NamedTuple):
@@ -26,10 +30,23 @@ class Command(NamedTuple):
     timeout_s: float
 
 
+def _events(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """For the shell: events that begin so. Serials are not known here."""
+    from gateway.catalog import EVENTS
+
+    return [event.name for event in EVENTS.values() if event.name.startswith(incomplete) and not event.from_device]
+
+
 @click.command()
-@click.argument("words", metavar="SERIAL[,SERIAL]... EVENT [JSON]", nargs=-1)
-@click.option("--online", is_flag=True, help="Every device that is connected; leave SERIAL out.")
-@click.option("--from-file", "source", metavar="PATH", type=FILE, help="The serials, one a line; leave SERIAL out.")
+@click.argument("words", metavar="SERIAL[,SERIAL]... EVENT [JSON]", nargs=-1, shell_complete=_events)
+@click.option("--online", is_flag=True, help="Call every device that is connected, instead of SERIAL.")
+@click.option(
+    "--from-file",
+    "source",
+    metavar="PATH",
+    type=FILE,
+    help="Call the serials in this file, one a line, instead of SERIAL.",
+)
 @BROKER
 @PREFIX
 @click.option(
@@ -38,9 +55,15 @@ class Command(NamedTuple):
     type=click.IntRange(0, 1),
     default=0,
     show_default=True,
-    help="0: now or never. 1: held while the device is away.",
+    help="0: now or never. 1: held while the device is away, until its TTL ends.",
 )
-@click.option("--ttl", "ttl_s", metavar="S", type=POSITIVE, help="How long it is worth delivering.")
+@click.option(
+    "--ttl",
+    "ttl_s",
+    metavar="S",
+    type=POSITIVE,
+    help="Seconds for which a command of QoS 1 is held.  [default: what the gateway says, 1 h]",
+)
 @click.option(
     "--timeout",
     "timeout_s",
@@ -48,10 +71,15 @@ class Command(NamedTuple):
     type=POSITIVE,
     default=15.0,
     show_default=True,
-    help="How long to wait for each outcome.",
+    help="Seconds to wait for each outcome; longer than --ttl to be told how it ended.",
 )
 @click.option(
-    "--concurrency", metavar="N", type=click.IntRange(min=1), default=100, show_default=True, help="So many at once."
+    "--concurrency",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="How many calls at once.",
 )
 @AS_JSON
 def call(
@@ -68,8 +96,10 @@ def call(
 ) -> None:
     """Send a command to devices, print the outcomes.
 
+    SERIAL names a device, EVENT what it is to do, JSON the argument, if the event takes one.
+
     The outcome of one device is printed as JSON; that it is queued is told on stderr. Of several devices
-    those that did not ack are printed, one a line, and then a summary; with --json each outcome.
+    those that did not ack are printed, one a line, and then how many ended how; with --json each outcome.
     A password in --mqtt is visible to every user of the machine: put the URL into GATEWAY_MQTT_URL.
 
     Exit status 0 if every device acked, 1 if one did not or nothing was heard, 2 if it cannot be sent.
@@ -82,13 +112,15 @@ def call(
     gateway call --from-file serials.txt upgrade_watcher "$(cat upgrade.json)" --qos 1 --timeout 600
     """
     serials, event, payload = _read(words, online=online, source=source)
+    _check(serials, event)
     command = Command(event, _argument(payload), qos, ttl_s, timeout_s)
     check_broker(url)
+    tls = broker_tls(url)
 
     from gateway.client import Fleet
 
     async def send() -> bool:
-        async with Fleet(url, prefix=prefix) as fleet:
+        async with Fleet(url, prefix=prefix, tls=tls) as fleet:
             if len(serials) == 1 and not online and source is None:
                 return await _one(fleet, serials[0], command)
             if online:
@@ -99,7 +131,7 @@ def call(
     try:
         acked = asyncio.run(send())
     except (OSError, ValueError) as error:
-        raise Refused(f"cannot call {','.join(serials[:3]) or 'anybody'}: {error}") from None
+        raise unreachable(error) from None
     sys.exit(0 if acked else 1)
 
 
@@ -116,6 +148,19 @@ def _read(words: tuple[str, ...], *, online: bool, source: Path | None) -> tuple
     if source is not None:
         return _serials(source), event, payload
     return [] if online else words[0].split(","), event, payload
+
+
+def _check(serials: list[str], event: str) -> None:
+    """Refuse what cannot be a serial or an event, before a broker is asked."""
+    from gateway.topics import BadName, encode_level, is_serial
+
+    wrong = next((serial for serial in serials if not is_serial(serial)), None)
+    if wrong is not None:
+        raise Refused(f"SERIAL: {wrong!r} is none, expected 1 to 64 of A-Z a-z 0-9 . _ -")
+    try:
+        encode_level(event)
+    except BadName as error:
+        raise Refused(f"EVENT: {error}") from None
 
 
 def _serials(source: Path) -> list[str]:
@@ -145,12 +190,18 @@ async def _one(fleet: "Fleet", serial: str, command: Command) -> bool:
     event, payload, qos, ttl_s, timeout_s = command
     try:
         outcome = await fleet.call(
-            serial, event, payload, qos=qos, ttl_s=ttl_s, timeout_s=timeout_s, on_queued=lambda o: _print(o, err=True)
+            serial,
+            event,
+            payload,
+            qos=qos,
+            ttl_s=ttl_s,
+            timeout_s=timeout_s,
+            on_queued=lambda outcome: click.echo(_json(outcome), err=True),
         )
     except NoOutcome:
         click.echo(f"no outcome within {timeout_s:g} s: {await fleet.why_silent(serial)}", err=True)
         return False
-    _print(outcome)
+    click.echo(_json(outcome))
     return outcome.status == "acked"
 
 
@@ -158,46 +209,53 @@ async def _many(fleet: "Fleet", serials: list[str], command: Command, concurrenc
     """Call many devices, print how each ended, and return whether there were any and all acked."""
     event, payload, qos, ttl_s, timeout_s = command
     statuses: Counter[str] = Counter()
-    with _progress(len(serials)) as advance:
+    with _progress(len(serials), statuses) as (echo, advance):
         async for called in fleet.call_many(
             serials, event, payload, concurrency=concurrency, qos=qos, ttl_s=ttl_s, timeout_s=timeout_s
         ):
             statuses[called.status] += 1
             if as_json:
-                _print(called.outcome or {"serial": called.serial, "event": event, "status": called.status})
+                echo(_json(called.outcome or {"serial": called.serial, "event": event, "status": called.status}))
             elif called.status != "acked":
-                click.echo(_line(called))
+                echo(_line(called))
             advance()
-    ranked = sorted(statuses.items(), key=lambda item: (-item[1], item[0]))
-    summary = ", ".join(f"{number} {status}" for status, number in ranked)
-    click.echo(summary or "no device is connected", err=as_json or not serials)
+    click.echo(_summary(statuses) or "no device is connected", err=as_json or not serials)
     return bool(serials) and statuses["acked"] == len(serials)
+
+
+def _summary(statuses: Counter[str]) -> str:
+    """How many of each, the most frequent first."""
+    ranked = sorted(statuses.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{number} {status}" for status, number in ranked)
 
 
 def _line(called: "Called") -> str:
     error = called.outcome.error if called.outcome else None
-    return f"{called.serial}  {called.status}{f': {error}' if error else ''}"
+    return printable(f"{called.serial}  {called.status}{f': {error}' if error else ''}")
 
 
-def _print(outcome: Any, *, err: bool = False) -> None:
+def _json(value: Any) -> str:
     import msgspec
 
-    click.echo(msgspec.json.encode(outcome).decode(), err=err)
+    return printable(msgspec.json.encode(value).decode())
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], object]]:
-    """A bar on stderr if that is a terminal, of rich if it is installed; yields what advances it by one."""
+def _progress(total: int, statuses: Counter[str]) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
+    """A bar on stderr if that is a terminal; yields what prints a line beside it, and what advances it by one."""
     if not sys.stderr.isatty():
-        yield lambda: None
+        yield click.echo, lambda: None
         return
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ModuleNotFoundError:
-        with click.progressbar(length=total, file=sys.stderr) as plain:
-            yield lambda: plain.update(1)
-        return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("calls", total=total)
-        yield lambda: bar.advance(task)
+    with click.progressbar(
+        range(total),
+        file=sys.stderr,
+        show_pos=True,
+        item_show_func=lambda _: _summary(statuses),
+        update_min_steps=max(1, total // BAR_STEPS),
+    ) as bar:
+
+        def echo(line: str) -> None:
+            click.echo("\r\x1b[K", file=sys.stderr, nl=False)
+            click.echo(line)
+
+        yield echo, lambda: bar.update(1)

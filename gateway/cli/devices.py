@@ -8,9 +8,10 @@ from typing import TextIO
 
 import click
 
+from gateway.cli.keys import read_keys
 from gateway.cli.options import FILE, Refused
 
-KEYS = click.option("--file", "path", metavar="PATH", type=FILE, required=True, help="Where the keys are.")
+KEYS = click.option("--file", "path", metavar="PATH", type=FILE, required=True, help="The file of devices.")
 PEPPER = click.option(
     "--pepper-env",
     metavar="NAME",
@@ -24,7 +25,8 @@ PEPPER = click.option(
 def devices() -> None:
     """Keep the file of devices that `serve --auth file:PATH` reads.
 
-    A gateway that runs notices changes by itself, when the next device authenticates.
+    A gateway that runs notices changes by itself. Devices that are removed, or get another key, are disconnected
+    within seconds.
     """
 
 
@@ -69,28 +71,8 @@ def import_(source: TextIO, path: Path, pepper_env: str) -> None:
     \b
     gateway devices import --file devices.txt plates.csv
     """
-    import csv
-
-    from gateway.topics import is_serial
-
     pepper = _pepper(pepper_env)
-    keys: dict[str, str] = {}
-    problems = []
-    try:
-        for number, row in enumerate(csv.reader(source), 1):
-            match row:
-                case [] | [""]:
-                    continue
-                case [serial, key] if is_serial(serial) and key and serial not in keys:
-                    keys[serial] = key
-                case [serial, _] if serial in keys:
-                    problems.append(f"{source.name}:{number}: {serial} is there twice")
-                case _:
-                    problems.append(f"{source.name}:{number}: expected SERIAL,KEY")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise Refused(f"{source.name}: cannot be read: {error}") from None
-    if problems:
-        raise Refused("\n".join(problems))
+    keys = read_keys(source)
     _put(path, keys, pepper)
     click.echo(f"{path}: {len(keys)} devices may connect")
 
@@ -102,8 +84,8 @@ def import_(source: TextIO, path: Path, pepper_env: str) -> None:
 def rotate(serial: str, path: Path, pepper_env: str) -> None:
     """Give a device a new random key, and print it.
 
-    It is not kept anywhere else: the file has only its hash. If the device is connected it stays so until
-    its socket closes. Exit status 1 if it is not in the file.
+    It is not kept anywhere else: the file has only its hash. If the device is connected it is disconnected
+    within seconds. Exit status 1 if it is not in the file.
 
     \b
     gateway devices rotate --file devices.txt AC4178234411
@@ -131,7 +113,10 @@ def rotate(serial: str, path: Path, pepper_env: str) -> None:
 def remove(serial: str, path: Path) -> None:
     """Remove a device from the file.
 
-    If it is connected it stays so until its socket closes. Exit status 1 if it is not in the file.
+    If it is connected it is disconnected within seconds. Exit status 1 if it is not in the file.
+
+    \b
+    gateway devices remove --file devices.txt AC4178234411
     """
     from gateway import keyfile
 
@@ -146,7 +131,11 @@ def remove(serial: str, path: Path) -> None:
 @devices.command("list")
 @KEYS
 def list_(path: Path) -> None:
-    """Print the serial of each device in the file."""
+    """Print the serial of each device in the file.
+
+    \b
+    gateway devices list --file devices.txt
+    """
     from gateway import keyfile
 
     try:

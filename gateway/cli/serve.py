@@ -81,7 +81,10 @@ def check(path: Path | None, example: bool) -> None:
 
         click.echo(config.example(), nl=False)
         return
+    from gateway import tls
     from gateway.auth.choice import authenticator
+    from gateway.bearer import admin_token
+    from gateway.observers import tracer_of
     from gateway.settings import ConfigError
     from gateway.tokens import token_reader
     from gateway.watched import Files
@@ -91,6 +94,11 @@ def check(path: Path | None, example: bool) -> None:
     for open_files in (
         lambda: authenticator(loaded.auth, os.environ, files, lambda _: None),
         lambda: token_reader(loaded.tokens, os.environ, files),
+        lambda: admin_token(loaded.admin.token_env, os.environ),
+        lambda: tls.of_server("devices", loaded.devices.tls_cert, loaded.devices.tls_key, files),
+        lambda: tls.of_server("admin", loaded.admin.tls_cert, loaded.admin.tls_key, files),
+        lambda: tls.to_broker(loaded.mqtt, files),
+        lambda: tracer_of(loaded.tracing, loaded.node),
     ):
         try:
             open_files()
@@ -134,13 +142,15 @@ def demo(seconds: float | None, broker: Literal["auto", "mosquitto", "embedded"]
 
 def _load(path: Path | None, overrides: dict[str, str]) -> "Config":
     """The configuration, or every problem on a line of its own and exit status 2; warnings either way."""
-    from gateway import config
+    from gateway import config, exposures
     from gateway.settings import ConfigError
 
     try:
         loaded = config.load(path, os.environ, overrides)
     except ConfigError as error:
         raise Refused("\n".join([*error.problems, *config.unknown_variables(os.environ, config.Config())])) from None
+    if open_to_strangers := exposures.refused(loaded):
+        raise Refused("\n".join(open_to_strangers))
     for warning in config.unknown_variables(os.environ, loaded):
         click.echo(f"warning: {warning}", err=True)
     return loaded

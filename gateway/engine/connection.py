@@ -9,8 +9,10 @@ not read. It must not wait for anything that the same device has yet to send, no
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from time import monotonic
 from typing import Any, ClassVar, Final, Protocol
 
+from gateway.admission import Refusal
 from gateway.engine.codec import Generation, Malformed, Packet, decode_frame
 from gateway.engine.effects import (
     Answer,
@@ -26,8 +28,9 @@ from gateway.engine.effects import (
     Write,
     WriteProbe,
 )
+from gateway.engine.options import EngineOptions
 from gateway.engine.session import Session
-from gateway.engine.websocket import WebSocket
+from gateway.engine.websocket import TOO_BIG, WebSocket
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +39,19 @@ PACKETS_PER_TURN: Final = 8  # a quarter of a millisecond
 
 Pending = Awaitable[object] | None
 
+STRANGER_BYTES: Final = 65_536  # of one that nobody has admitted: it says who it is, and no more
+PACE_BURST_S: Final = 10.0  # how many seconds' worth a peer may send at once
+PACE_WAIT_MAX_S: Final = 5.0  # for one message, however large
+
 
 class Application(Protocol):
     """What a connection needs of its server."""
 
+    options: EngineOptions
     on_connected: Callable[["Connection"], Pending]
     on_message: Callable[["Connection", str | bytes], Pending]
     on_closed: Callable[["Connection", CloseReason], Pending]
+    on_upgraded: Callable[["Connection"], None]
 
     def now(self) -> float:
         """Monotonic seconds."""
@@ -59,6 +68,9 @@ class Application(Protocol):
     def keep(self, pending: Awaitable[object]) -> None:
         """See to it that `pending` is awaited."""
 
+    def refused(self, reason: Refusal) -> None:
+        """A peer was refused something, or slowed down."""
+
 
 class Connection:
     """One Engine.IO connection of one peer."""
@@ -67,6 +79,7 @@ class Connection:
         "__weakref__",
         "_app",
         "_busy",
+        "_paid_until",
         "_poll",
         "_probe",
         "_socket",
@@ -74,6 +87,7 @@ class Connection:
         "_told",
         "environ",
         "posting",
+        "read_at",
         "session",
         "user_session",
     )
@@ -83,8 +97,10 @@ class Connection:
         self.environ = environ
         self.user_session: dict[str, Any] = {}
         self.posting = False
+        self.read_at = 0.0  # when the latest packet was read, in monotonic seconds
         self._app = app
         self._busy = 0
+        self._paid_until = 0.0  # when what the peer sent would have been sent at its rate
         self._told = False
         self._taken = 0
         self._poll: asyncio.Future[None] | None = None
@@ -120,6 +136,9 @@ class Connection:
         """Stop the clock that closes sessions which nobody vouches for."""
         self.session.admit()
         self._app.admitted(self)
+        for socket in (self._socket, self._probe):
+            if socket is not None:
+                socket.trust()
 
     # -- for the transports ----------------------------------------------------------------------------
 
@@ -134,16 +153,42 @@ class Connection:
             self.close(CloseReason.TRANSPORT_ERROR)
             raise
 
+    def watch_stranger(self, socket: WebSocket) -> None:
+        """Bound what comes over a WebSocket until the application admits the connection."""
+        if not self.session.admitted:
+            socket.allow(STRANGER_BYTES, self.flooded)
+
+    def refused(self, reason: Refusal) -> None:
+        """The peer was refused something."""
+        self._app.refused(reason)
+
+    def flooded(self) -> None:
+        """The peer has said more than a stranger may."""
+        self.refused(Refusal.STRANGER_BYTES)
+        for socket in (self._socket, self._probe):
+            if socket is not None:
+                socket.close(TOO_BIG)
+        self.close(CloseReason.MALFORMED)
+
     async def receive(self, packet: Packet) -> None:
         """Take a packet from the session's transport, until the application is done with it."""
+        self.read_at = monotonic()
         pending = self.apply(self.session.receive(packet, self._app.now()))
         if pending is not None:
             await self.settle(pending)
 
-    async def give_way(self) -> None:
-        """Let the other peers have their turn, each time that enough packets were taken from this one."""
+    async def give_way(self, size: int) -> None:
+        """Charge the peer for what it sent, so much: let the others have their turn, and wait if it sends too fast."""
+        options, now = self._app.options, self._app.now()
+        cost_s = max(1 / options.messages_per_s, size / options.bytes_per_s)
+        self._paid_until = max(self._paid_until, now) + cost_s
         self._taken = (self._taken + 1) % PACKETS_PER_TURN
-        if not self._taken:
+        wait_s = min(self._paid_until - now - PACE_BURST_S, PACE_WAIT_MAX_S)
+        if wait_s > 0:
+            self.refused(Refusal.MESSAGE_RATE)
+            self.session.hold(wait_s)
+            await asyncio.sleep(wait_s)
+        elif not self._taken:
             await asyncio.sleep(0)
 
     async def carry(self, socket: WebSocket) -> None:
@@ -157,7 +202,7 @@ class Connection:
                     break
                 if frame is not None:
                     await self._take(socket, decode_frame(self.generation, frame))
-                await self.give_way()
+                await self.give_way(len(frame or ""))
         except Malformed:
             end = CloseReason.MALFORMED
         finally:
@@ -230,6 +275,7 @@ class Connection:
 
     def _switch(self, _: Switch) -> None:
         self._socket, self._probe = self._probe, None
+        self._app.on_upgraded(self)
 
     def _drop_probe(self, _: DropProbe) -> None:
         probe, self._probe = self._probe, None

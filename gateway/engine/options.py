@@ -12,8 +12,12 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How long a WebSocket may probe before it has to take over."""
     admission_timeout_s: float = 45.0
     """How long a session may live before the application admits it."""
-    max_handshakes: int = 10_000
-    """Sessions not admitted yet; a handshake beyond them is answered 503, so that clients back off."""
+    request_timeout_s: float = 20.0
+    """For the body of a POST of a session that is not admitted yet."""
+    messages_per_s: float = 500.0
+    """Of one peer; who sends more, PACE_BURST_S of them at once aside, is read more slowly."""
+    bytes_per_s: float = 1_000_000.0
+    """The same for the size of its messages."""
     max_payload_bytes: int = 1_000_000
     """Of a POST's body and of a WebSocket message; announced as maxPayload. Old servers took 100 MB."""
     max_buffer_bytes: int = 1_048_576

@@ -1,13 +1,13 @@
 """HTTP long polling on aiohttp: polls, POSTs, and the shape of every response."""
 
 import asyncio
-import sys
 from typing import Final
 
 from aiohttp import web
 
+from gateway.admission import Refusal
 from gateway.engine.codec import Malformed, decode_jsonp, decode_payload, encode_jsonp, to_utf8
-from gateway.engine.connection import Connection
+from gateway.engine.connection import STRANGER_BYTES, Connection
 from gateway.engine.effects import CloseReason, Transport
 from gateway.engine.options import EngineOptions
 
@@ -17,10 +17,14 @@ BAD_METHOD: Final = (2, "Bad handshake method")
 BAD_REQUEST: Final = (3, "Bad request")
 FORBIDDEN: Final = (4, "Forbidden")
 UNSUPPORTED_VERSION: Final = (5, "Unsupported protocol version")
-UNAVAILABLE: Final = (6, "Too many handshakes")  # ours; the others are those of engine.io lib/server.ts
+UNAVAILABLE: Final = (6, "Too many handshakes")  # ours, as the next; the others are those of engine.io lib/server.ts
+TOO_SLOW: Final = (7, "Request took too long")
 
-STRANGER_BYTES: Final = 65_536  # of a POST of a session that nobody has admitted: it says who it is, and no more
-_STATUS: Final = {FORBIDDEN: 403, UNAVAILABLE: 503}
+_STATUS: Final = {FORBIDDEN: 403, UNAVAILABLE: 503, TOO_SLOW: 408}
+
+
+class _TooLarge(Malformed):
+    """A body is over its limit."""
 
 
 def refuse(error: tuple[int, str]) -> web.Response:
@@ -92,17 +96,28 @@ async def take_post(request: web.Request, connection: Connection, options: Engin
         connection.close(CloseReason.TRANSPORT_ERROR)
         if isinstance(error, asyncio.CancelledError):
             raise
-        return refuse(BAD_REQUEST)
+        return refuse(TOO_SLOW if isinstance(error, TimeoutError) else BAD_REQUEST)
     finally:
         connection.posting = False
     return web.Response(text="ok", content_type="text/html")  # text/plain makes some browsers offer a download
 
 
 async def _receive_all(request: web.Request, connection: Connection, options: EngineOptions) -> None:
-    # A device that is still busy with one POST cannot answer a heartbeat: that bounds the body in time.
-    async with asyncio.timeout(options.ping_interval_s + options.ping_timeout_s):
-        stranger = not connection.session.admitted
-        body = await _read_body(request, min(options.max_payload_bytes, STRANGER_BYTES if stranger else sys.maxsize))
+    if connection.session.admitted:
+        # A device that is still busy with one POST cannot answer a heartbeat: that bounds the body in time.
+        within_s, limit_bytes = options.ping_interval_s + options.ping_timeout_s, options.max_payload_bytes
+    else:
+        within_s, limit_bytes = options.request_timeout_s, min(options.max_payload_bytes, STRANGER_BYTES)
+    try:
+        async with asyncio.timeout(within_s):
+            body = await _read_body(request, limit_bytes)
+    except TimeoutError:
+        connection.refused(Refusal.SLOW_REQUEST)
+        raise
+    except _TooLarge:
+        if not connection.session.admitted:
+            connection.refused(Refusal.STRANGER_BYTES)
+        raise
     if connection.session.closed is not None:
         raise ConnectionResetError("closed meanwhile")
     content_type = request.headers.get("Content-Type", "")  # aiohttp takes a missing one for binary
@@ -111,7 +126,7 @@ async def _receive_all(request: web.Request, connection: Connection, options: En
         body = decode_jsonp(body)
     for packet in decode_payload(connection.generation, body, binary=binary):
         await connection.receive(packet)
-        await connection.give_way()
+        await connection.give_way(len(packet.data))
         if connection.session.closed is CloseReason.MALFORMED:
             raise Malformed("said the session")
 
@@ -121,5 +136,5 @@ async def _read_body(request: web.Request, limit_bytes: int) -> bytes:
     async for chunk in request.content.iter_any():
         body += chunk
         if len(body) > limit_bytes:
-            raise Malformed("body over maxPayload")
+            raise _TooLarge
     return bytes(body)

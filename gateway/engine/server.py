@@ -3,7 +3,7 @@
 Decides which request belongs to which session and who may come in; polls, WebSockets and sessions have
 modules of their own. To python-socketio it is the server behind `sio.eio` (`on`, `attach`, `send`,
 `send_packet`, `disconnect`, `transport`, …); a caller that wants to be fast uses `send_text`, which never
-waits, and sets the three callbacks itself:
+waits, and sets the callbacks itself:
 
     server = EngineServer(EngineOptions())
     server.on_connected = lambda connection: connection.admit()
@@ -16,49 +16,67 @@ once, otherwise when there is something to send.
 """
 
 import asyncio
+import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from http.cookies import SimpleCookie
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 
+from gateway.admission import CROWDED, Admission, Refusal, Refused
 from gateway.engine import polling
 from gateway.engine.codec import Generation, generation_of
 from gateway.engine.connection import Connection, Pending
 from gateway.engine.effects import CloseReason, Transport
+from gateway.engine.headers import cookie_of, cors, environ_of, preflight
 from gateway.engine.options import EngineOptions
 from gateway.engine.session import Session
 from gateway.engine.websocket import WebSocket
 from gateway.engine.wheel import Wheel
+from gateway.proxies import Proxies
 
-# What applications ask of a handshake; the rest would be memory held for as long as the device is connected.
-KEPT_HEADERS: Final = (
-    "Authorization",
-    "Cookie",
-    "Host",
-    "Origin",
-    "User-Agent",
-    "X-Forwarded-For",
-    "X-Forwarded-Proto",
-)
-PREFLIGHT_AGE_S: Final = 600
+logger = logging.getLogger(__name__)
+
 GRAIN_S: Final = 0.05  # how late a heartbeat may be
 GRAINS_PER_INTERVAL: Final = 32  # and at most this part of an interval below a second or two
+
+
+class Relay(Protocol):
+    """Other servers behind the same balancer, which may have the session of a request that comes here."""
+
+    def new_sid(self) -> str:
+        """An id that nobody can guess, and that names this server."""
+
+    def is_forged(self, request: web.Request) -> bool:
+        """Whether a request claims to come from another server, and does not."""
+
+    async def serve(self, request: web.Request, sid: str) -> web.StreamResponse | None:
+        """The answer of the server that has the session; None where no other can have it."""
 
 
 class EngineServer:
     """Engine.IO 3 and 4 on aiohttp. Used from one event loop."""
 
-    def __init__(self, options: EngineOptions | None = None, **_: object) -> None:
+    def __init__(
+        self,
+        options: EngineOptions | None = None,
+        admission: Admission | None = None,
+        proxies: Proxies | None = None,
+        **_: object,
+    ) -> None:
         """Other keywords are what python-socketio means for its own transport, and are ignored."""
         self.options = options or EngineOptions()
+        self.admission = admission or Admission()
         self.async_mode = "aiohttp"
         self.on_connected: Callable[[Connection], Pending] = _ignore
         self.on_message: Callable[[Connection, str | bytes], Pending] = _ignore
         self.on_closed: Callable[[Connection, CloseReason], Pending] = _ignore
+        self.relay: Relay | None = None
+        self.on_upgraded: Callable[[Connection], None] = _ignore
+        self.on_refused: Callable[[Refusal], None] = _ignore
+        self._proxies = proxies or Proxies()
+        self._warned = False
         self._connections: dict[str, Connection] = {}
-        self._unadmitted: set[str] = set()
         self._callbacks: set[asyncio.Future[object]] = set()
         self._background: set[asyncio.Future[object]] = set()
         self._wheel: Wheel[Connection] | None = None
@@ -92,6 +110,7 @@ class EngineServer:
     def attach(self, app: web.Application, path: str = "engine.io") -> None:
         """Serve `path`, with and without a slash at its end."""
         path = "/" + path.strip("/")
+        app.on_response_prepare.append(_without_version)
         app.router.add_route("*", path, self.handle_request)
         app.router.add_route("*", path + "/", self.handle_request)
 
@@ -113,13 +132,17 @@ class EngineServer:
         origin = request.headers.get("Origin")
         allowed = origin is None or self._is_allowed(origin, request.host)
         if not allowed:
+            self.on_refused(Refusal.ORIGIN)
             response: web.StreamResponse = polling.refuse(polling.FORBIDDEN)
+        elif self.relay is not None and self.relay.is_forged(request):
+            self.on_refused(Refusal.FORGED_RELAY)
+            response = polling.refuse(polling.FORBIDDEN)
         elif request.method == "OPTIONS":
-            response = web.Response(status=204, headers=_preflight(request))
+            response = web.Response(status=204, headers=preflight(request))
         else:
             response = await self._serve(request)
         if origin is not None and allowed and not response.prepared:
-            response.headers.update(_cors(origin))
+            response.headers.update(cors(origin))
         return response
 
     def _is_allowed(self, origin: str, host: str) -> bool:
@@ -143,7 +166,8 @@ class EngineServer:
         if connection is not None:
             connection.tick()  # so that a session is never found alive past its deadline
         if connection is None or sid not in self._connections:
-            return polling.refuse(polling.UNKNOWN_SID)
+            relayed = None if self.relay is None else await self.relay.serve(request, sid)
+            return relayed or polling.refuse(polling.UNKNOWN_SID)
         return await self._continue(request, connection, upgrade=upgrade)
 
     async def _continue(self, request: web.Request, connection: Connection, *, upgrade: bool) -> web.StreamResponse:
@@ -159,12 +183,24 @@ class EngineServer:
         generation = generation_of(request.query.get("EIO"), missing_is_3=self.options.missing_eio_is_3)
         if generation is None:
             return polling.refuse(polling.UNSUPPORTED_VERSION)
-        if self._closing or len(self._unadmitted) >= self.options.max_handshakes:
+        if self._closing:
             return polling.refuse(polling.UNAVAILABLE)
-        sid = self.generate_id()
-        cookie = _cookie(self.options.cookie, sid)
+        sid, address = self.generate_id(), self._address(request)
+        refused = self.admission.handshake(address, self.now()) or self._place(sid, address)
+        if refused is not None:
+            return self._turn_away(request, refused)
+        try:
+            return await self._welcome(request, generation, transport, sid, address)
+        finally:
+            if sid not in self._connections:  # it never began, or is over
+                self.admission.strangers.leave(sid)
+
+    async def _welcome(
+        self, request: web.Request, generation: Generation, transport: Transport, sid: str, address: str
+    ) -> web.StreamResponse:
+        cookie = cookie_of(self.options.cookie, sid)
         if transport is Transport.POLLING:
-            connection = self._add(sid, generation, transport, request)
+            connection = self._add(sid, generation, transport, request, address)
             await connection.open()
             response = await polling.answer_poll(request, connection, self.options)
             if cookie is not None:
@@ -173,12 +209,41 @@ class EngineServer:
         socket = await self._accept(request, cookie)
         if socket is None:
             return polling.refuse(polling.BAD_REQUEST)
-        connection = self._add(sid, generation, transport, request)
+        connection = self._add(sid, generation, transport, request, address)
+        connection.watch_stranger(socket)
         await connection.open(socket)
         await connection.carry(socket)
         return socket.response
 
+    def _place(self, sid: str, address: str) -> Refused | None:
+        """Find a place among the strangers, if need be that of another; None, or why there is none."""
+        crowded_out = self.admission.strangers.enter(sid, address)
+        if crowded_out == sid:
+            return Refused(Refusal.STRANGERS, CROWDED)
+        if crowded_out is not None:
+            self.on_refused(Refusal.CROWDED_OUT)
+            self.close(crowded_out, CloseReason.UNAUTHENTICATED)
+        return None
+
+    def _turn_away(self, request: web.Request, refused: Refused) -> web.Response:
+        """Refuse a handshake for a while, so that the client backs off."""
+        self.on_refused(refused.reason)
+        if "X-Forwarded-For" in request.headers and not self._warned and not self._proxies.trusts(request.remote or ""):
+            self._warned = True
+            logger.warning("requests refused that a proxy forwarded which is not trusted: all its clients count as one")
+        response = polling.refuse(polling.UNAVAILABLE)
+        response.headers["Retry-After"] = str(refused.retry_after_s)
+        response.force_close()
+        return response
+
+    def _address(self, request: web.Request) -> str:
+        return self._proxies.client(request.remote or "", request.headers.getall("X-Forwarded-For", ()))
+
     async def _upgrade(self, request: web.Request, connection: Connection) -> web.StreamResponse:
+        # The request may come from another node, which relays those of many.
+        refused = self.admission.handshake(str(connection.environ["REMOTE_ADDR"]), self.now())
+        if refused is not None:
+            return self._turn_away(request, refused)
         may_probe = connection.may_probe(base64=bool(request.query.get("b64")))
         socket = await self._accept(request)
         if socket is None:
@@ -186,6 +251,7 @@ class EngineServer:
                 connection.apply(connection.session.probe_lost())
             return polling.refuse(polling.BAD_REQUEST)
         if may_probe:
+            connection.watch_stranger(socket)
             connection.probe(socket)
             await connection.carry(socket)
         else:
@@ -198,12 +264,12 @@ class EngineServer:
         except (web.HTTPException, ConnectionError):
             return None
 
-    def _add(self, sid: str, generation: Generation, transport: Transport, request: web.Request) -> Connection:
+    def _add(
+        self, sid: str, generation: Generation, transport: Transport, request: web.Request, address: str
+    ) -> Connection:
         base64 = bool(request.query.get("b64"))
         session = Session(sid, generation, transport, self.options, self.now(), base64=base64)
-        connection = Connection(self, session, environ_of(request))
-        self._connections[sid] = connection
-        self._unadmitted.add(sid)
+        connection = self._connections[sid] = Connection(self, session, environ_of(request, address))
         return connection
 
     # -- for connections -------------------------------------------------------------------------------
@@ -213,13 +279,17 @@ class EngineServer:
         return asyncio.get_running_loop().time()
 
     def admitted(self, connection: Connection) -> None:
-        """The application knows who it is: it is not counted as a handshake any more."""
-        self._unadmitted.discard(connection.sid)
+        """The application knows who it is: it is no stranger any more."""
+        self.admission.strangers.leave(connection.sid)
+
+    def refused(self, reason: Refusal) -> None:
+        """A peer was refused something."""
+        self.on_refused(reason)
 
     def forget(self, connection: Connection) -> None:
         """No request may find the connection any more."""
         self._connections.pop(connection.sid, None)
-        self._unadmitted.discard(connection.sid)
+        self.admission.strangers.leave(connection.sid)
         if self._wheel is not None:
             self._wheel.cancel(connection)
 
@@ -283,6 +353,8 @@ class EngineServer:
 
     def generate_id(self) -> str:
         """A new id that nobody can guess."""
+        if self.relay is not None:
+            return self.relay.new_sid()
         return secrets.token_urlsafe(15)
 
     def create_event(self) -> asyncio.Event:
@@ -306,45 +378,10 @@ def _hold(task: asyncio.Future[object], tasks: set[asyncio.Future[object]]) -> a
     return task
 
 
+async def _without_version(_request: web.Request, response: web.StreamResponse) -> None:
+    """Strangers need not know which aiohttp and Python answer."""
+    response.headers.pop("Server", None)
+
+
 def _ignore(*_: object) -> None:
     """Nobody asked for this callback."""
-
-
-def environ_of(request: web.Request) -> dict[str, Any]:
-    """What is kept of a handshake, in the manner of WSGI."""
-    environ: dict[str, Any] = {
-        "REQUEST_METHOD": request.method,
-        "PATH_INFO": request.path,
-        "QUERY_STRING": request.query_string,
-        "REMOTE_ADDR": request.remote or "",
-        "wsgi.url_scheme": request.scheme,
-    }
-    for name in KEPT_HEADERS:
-        if name in request.headers:
-            environ["HTTP_" + name.upper().replace("-", "_")] = request.headers[name]
-    return environ
-
-
-def _cookie(name: str | None, sid: str) -> str | None:
-    if name is None:
-        return None
-    cookie: SimpleCookie = SimpleCookie()
-    cookie[name] = sid
-    return f"{cookie[name].OutputString()}; Path=/; HttpOnly; SameSite=Lax"
-
-
-def _cors(origin: str) -> Mapping[str, str]:
-    """Clients of Engine.IO 3 always send credentials, and for those `*` is no answer."""
-    return {
-        "Access-Control-Allow-Origin": origin,
-        "Access-Control-Allow-Credentials": "true",
-        "Vary": "Origin",
-    }
-
-
-def _preflight(request: web.Request) -> Mapping[str, str]:
-    return {
-        "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
-        "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", ""),
-        "Access-Control-Max-Age": str(PREFLIGHT_AGE_S),
-    }

@@ -176,6 +176,11 @@ class Session:
         self._buffered_bytes += PACKET_BYTES + len(packet.data)
         return (Answer(),) if self._parked else NOTHING
 
+    def hold(self, for_s: float) -> None:
+        """The peer is not read for a while: its heartbeat may be that much later."""
+        if self.closed is None and (self._awaits_pong or self.generation.client_pings):
+            self._heartbeat_at += for_s
+
     # -- what the peer does ----------------------------------------------------------------------------
 
     def receive(self, packet: Packet, now: float) -> Effects:

@@ -8,6 +8,7 @@ transport's own buffer holds what the kernel does not take, and its high-water m
 import asyncio
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Final
 
 from aiohttp import WSMsgType, web
@@ -15,9 +16,12 @@ from aiohttp import WSMsgType, web
 from gateway.engine.codec import to_utf8
 from gateway.engine.effects import CloseReason
 from gateway.engine.options import EngineOptions
+from gateway.engine.peers import Peer
 
 CLOSE_WAIT_S: Final = 1.0  # for the peer's half of a closing handshake that aiohttp began
 FLUSH_WAIT_S: Final = 10.0  # for a peer to take what was written before a close
+GOODBYE: Final = 1000  # RFC 6455 7.4.1
+TOO_BIG: Final = 1009
 SYNC_TAIL: Final = b"\x00\x00\xff\xff"  # RFC 7692 7.2.1: not sent
 _TEXT, _BINARY, _CLOSE, _PONG, _FIN, _DEFLATED = 0x1, 0x2, 0x8, 0xA, 0x80, 0x40
 
@@ -97,9 +101,19 @@ class WebSocket:
         self._send(encode_header(opcode, len(data), deflated=deflated) + data)
         return True
 
-    def close(self) -> None:
+    def allow(self, most_bytes: int, flooded: Callable[[], None]) -> None:
+        """Let the peer send so much, until `trust`; with more, `flooded` is called."""
+        if isinstance(self._protocol, Peer):
+            self._protocol.allow(most_bytes, flooded)
+
+    def trust(self) -> None:
+        """Let the peer send what it likes."""
+        if isinstance(self._protocol, Peer):
+            self._protocol.trust()
+
+    def close(self, code: int = GOODBYE) -> None:
         """Send what waits and a close frame, then close; a peer that does not take it is cut off."""
-        self._send(encode_header(_CLOSE, 2) + struct.pack("!H", 1000))
+        self._send(encode_header(_CLOSE, 2) + struct.pack("!H", code))
         if self._transport.get_write_buffer_size():
             asyncio.get_running_loop().call_later(FLUSH_WAIT_S, self._transport.abort)
         self._transport.close()

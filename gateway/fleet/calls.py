@@ -56,7 +56,7 @@ class Called(msgspec.Struct, frozen=True):
 class Sent:
     """A command that was sent. It ends by itself, whether somebody awaits it or not."""
 
-    __slots__ = ("event", "final", "first", "id", "qos", "serial")
+    __slots__ = ("event", "final", "first", "id", "interrupted", "qos", "serial")
 
     def __init__(self, id: str, serial: str, event: str, qos: int) -> None:
         loop = asyncio.get_running_loop()
@@ -64,6 +64,7 @@ class Sent:
         self.serial = serial
         self.event = event
         self.qos = qos
+        self.interrupted = False  # the connection was lost while it waited
         self.first: asyncio.Future[CallOutcome] = loop.create_future()
         self.final: asyncio.Future[CallOutcome] = loop.create_future()
 
@@ -97,9 +98,12 @@ class Calls:
 
     def add(self, sent: Sent, timeout_s: float) -> None:
         """Wait for its outcomes, for so long."""
-        late = NoOutcome(f"{sent.serial} {sent.event}: no final outcome within {timeout_s:g} s")
-        timer = asyncio.get_running_loop().call_later(timeout_s, self.fail, sent, late)
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._time_out, sent, timeout_s)
         self._waiting[sent.id] = sent, timer
+
+    def _time_out(self, sent: Sent, timeout_s: float) -> None:
+        why = ", the broker was lost meanwhile" if sent.interrupted else ""
+        self.fail(sent, NoOutcome(f"{sent.serial} {sent.event}: no final outcome within {timeout_s:g} s{why}"))
 
     def tell(self, id: str, outcome: CallOutcome) -> None:
         """Hand an outcome to the command that waits for it; leave aside what nobody waits for."""
@@ -130,6 +134,7 @@ class Calls:
     def lose(self, reason: str, *, every: bool) -> None:
         """End those of QoS 0, whose outcome cannot be told from a loss any more, or every one."""
         for sent, _ in list(self._waiting.values()):
+            sent.interrupted = True
             if every or sent.qos == 0:
                 self.fail(sent, Disconnected(reason))
 

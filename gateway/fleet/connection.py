@@ -19,7 +19,8 @@ from paho.mqtt.reasoncodes import ReasonCode
 from gateway.addresses import BrokerUrl
 
 MAX_MESSAGES_QUEUED: Final = 10_000  # while the event loop is busy; what is over is lost
-SESSION_S: Final = 60  # for so long the broker keeps what it could not deliver, also after the last goodbye
+SESSION_S: Final = 60  # for so long the broker keeps what it could not deliver, and an empty session after the goodbye
+GOODBYE_S: Final = 2.0  # for the broker to hear that nothing is to be kept
 FIRST_BACKOFF_S: Final = 0.2
 MAX_BACKOFF_S: Final = 10.0
 
@@ -43,6 +44,7 @@ class Connection:
         receive: called with each message; must not block or raise.
         lost: called with the reason whenever the connection is lost.
         max_inflight: how many QoS 1 messages the broker may not have acknowledged yet.
+        tls: for `mqtts://`; by default the broker's certificate is verified by the system's authorities.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class Connection:
         *,
         lost: Callable[[str], None] = lambda _: None,
         max_inflight: int = 20,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self._broker = broker
         self._client_id = client_id
         self._filters = [(topic_filter, 1) for topic_filter in filters]
@@ -81,12 +85,15 @@ class Connection:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Disconnect for good."""
+        """Disconnect for good; the broker keeps nothing more for the session."""
         assert self._life is not None  # it was entered
-        self._life.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._life
-        self._lose("closed")
+        try:
+            await self._unsubscribe()
+        finally:
+            self._life.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._life
+            self._lose("closed")
 
     async def up(self) -> None:
         """Wait until there is a connection."""
@@ -97,25 +104,25 @@ class Connection:
         client = self._client
         if client is None:
             raise Disconnected(self._why)
-        limit = asyncio.timeout(None)
         try:
-            async with limit:
+            async with asyncio.timeout(None) as limit:
                 self._publishing.add(limit)
-                await client.publish(topic, body, qos=qos, properties=properties, timeout=inf)
+                try:
+                    await client.publish(topic, body, qos=qos, properties=properties, timeout=inf)
+                finally:
+                    self._publishing.discard(limit)
         except TimeoutError:
             raise Disconnected(self._why) from None
         except aiomqtt.MqttError as error:  # it may be known here before it is in `_live`
             if self._client is client:
                 self._lose(f"{self._broker}: {error}")
             raise Disconnected(f"{self._broker}: {error}") from None
-        finally:
-            self._publishing.discard(limit)
 
     async def _live(self, first: asyncio.Future[None]) -> None:
         failures = 0
         while True:
             try:
-                async with self._connect(fresh=not first.done()) as client:
+                async with self._connect() as client:
                     await self._subscribe(client)
                     failures, self._client = 0, client
                     self._up.set()
@@ -141,6 +148,13 @@ class Connection:
             if not isinstance(code, ReasonCode) or code.is_failure:
                 raise Disconnected(f"may not subscribe to {topic_filter}: {code}")
 
+    async def _unsubscribe(self) -> None:
+        if self._client is None or not self._filters:
+            return
+        with suppress(aiomqtt.MqttError, TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):
+                await self._client.unsubscribe([topic_filter for topic_filter, _ in self._filters])
+
     def _lose(self, reason: str) -> None:
         self._client, self._why = None, reason
         self._up.clear()
@@ -149,7 +163,7 @@ class Connection:
                 limit.reschedule(0)
         self._lost(reason)
 
-    def _connect(self, *, fresh: bool) -> aiomqtt.Client:
+    def _connect(self) -> aiomqtt.Client:
         broker = self._broker
         nodelay = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # paho leaves Nagle's algorithm on
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
@@ -161,10 +175,10 @@ class Connection:
             password=broker.password,
             identifier=self._client_id,
             protocol=aiomqtt.ProtocolVersion.V5,
-            clean_start=fresh,
+            clean_start=False,  # mosquitto saves no session that began with a clean start, whatever its expiry
             properties=properties,
             transport="unix" if broker.unix_path else "tcp",
-            tls_context=ssl.create_default_context() if broker.tls else None,
+            tls_context=(self._tls or ssl.create_default_context()) if broker.tls else None,
             socket_options=() if broker.unix_path else (nodelay,),
             max_queued_incoming_messages=MAX_MESSAGES_QUEUED,
             max_inflight_messages=self._max_inflight,

@@ -108,10 +108,14 @@ class Settled(Struct, frozen=True, gc=False):
 
 
 class Published(Struct, frozen=True, gc=False):
-    """A publish with this token is done: `code` 0, 0x10 (nobody subscribes), or 0x80 and above (failed)."""
+    """A publish is done: `code` 0, 0x10 (nobody subscribes), or 0x80 and above (failed).
 
-    token: int
+    `sent_at` is when it was written, the last time; None if it never was.
+    """
+
+    token: int | None
     code: int
+    sent_at: float | None = None
 
 
 class Dropped(Struct, frozen=True, gc=False):

@@ -171,13 +171,14 @@ class Inbox:
 class _Outgoing:
     """A publish that waits, or waits for its PUBACK; with a `packet_id` it was sent before."""
 
-    __slots__ = ("droppable", "message", "packet_id", "token")
+    __slots__ = ("droppable", "message", "packet_id", "sent_at", "token")
 
     def __init__(self, message: Message, token: int | None, droppable: bool) -> None:
         self.message = message
         self.token = token
         self.droppable = droppable
         self.packet_id = 0
+        self.sent_at: float | None = None
 
 
 class Outbox:
@@ -275,7 +276,7 @@ class Outbox:
         """Whether no publish waits or has no PUBACK yet."""
         return not self._waiting and not self._in_flight
 
-    def send(self, out: list[bytes]) -> int:
+    def send(self, out: list[bytes], now: float) -> int:
         """Write, in order, what the window allows [MQTT-3.3.4-7]; packet id of the last QoS 1 publish, 0 for none."""
         waiting, last_id = self._waiting, 0
         while waiting and not (waiting[0].message.qos and len(self._in_flight or ()) >= self._window):
@@ -283,6 +284,7 @@ class Outbox:
             self._hold(-outgoing.message.size_bytes)
             if packet := self._write(outgoing):
                 out.append(packet)
+                outgoing.sent_at = now
                 last_id = outgoing.packet_id or last_id
         self._waiting = waiting or None
         return last_id
@@ -320,5 +322,5 @@ class Outbox:
             self._finish(outgoing, packet.reason_code.value)
 
     def _finish(self, outgoing: _Outgoing, code: int) -> None:
-        if outgoing.token is not None:
-            self._events.append(Published(outgoing.token, code))
+        if outgoing.token is not None or outgoing.message.qos:
+            self._events.append(Published(outgoing.token, code, outgoing.sent_at))

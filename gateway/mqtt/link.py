@@ -11,7 +11,8 @@ import random
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from typing import Any
+from time import monotonic
+from typing import Any, Final
 
 import mqtt5
 
@@ -36,6 +37,8 @@ from gateway.mqtt.connection import DETACHED, Connection, connect_transport
 from gateway.mqtt.session import SESSION_TAKEN_OVER, MqttSession
 
 __all__ = ["Backoff", "Down", "Link", "LinkEvent", "LinkOwner", "Refused", "Unavailable"]
+
+TIMER_GRAIN_S: Final = 0.001  # uvloop's timers round to milliseconds: one that is early would only be set again
 
 
 class Link:
@@ -69,6 +72,7 @@ class Link:
         "_tls",
         "_uniform",
         "_wanted",
+        "read_at",
     )
 
     def __init__(
@@ -105,6 +109,7 @@ class Link:
         self._held: Closed | None = None  # loss of the current connection while another proves itself
         self._drained: asyncio.Future[None] | None = None  # `close()` waits for the last PUBACK
         self._timer: asyncio.TimerHandle | None = None
+        self.read_at = 0.0  # when the latest bytes came, in monotonic seconds
 
     # --- connecting
 
@@ -161,7 +166,7 @@ class Link:
             if connection is self._current:
                 self._leave()
                 self._session.disconnect(session_expiry_s=session_expiry_s)
-                connection.finish(self._session.output(asyncio.get_running_loop().time()))
+                connection.finish(self._session.output(monotonic()))
         await connection.finished(timeout_s)
 
     def _end(self) -> set[asyncio.Task[Any]]:
@@ -265,7 +270,7 @@ class Link:
             old.detach()
         self._current = connection
         self._held, self._failures, self._cut_without_reason = None, 0, False
-        self._deliver(self._session.opened(connack, asyncio.get_running_loop().time()))
+        self._deliver(self._session.opened(connack, monotonic()))
         self.received(connection, rest)
         self._arm()
 
@@ -286,6 +291,7 @@ class Link:
     def received(self, connection: Connection, data: bytes) -> None:
         """Bytes came on a connection."""
         if connection is self._current:
+            self.read_at = monotonic()
             self._deliver(self._session.receive(data))
             self.flush()
 
@@ -301,7 +307,7 @@ class Link:
         connection = self._leave()
         if connection is None:
             return
-        connection.write(self._session.output(asyncio.get_running_loop().time()))
+        connection.write(self._session.output(monotonic()))
         connection.detach() if connection.paused else connection.drop()  # it may never read again
         if self._attempting is not None:
             self._held = event  # most likely its doing: the broker lets the new connection kill this one
@@ -331,11 +337,11 @@ class Link:
         """Wake at the deadline of the session; as that only moves later, no write needs to re-arm."""
         deadline = self._session.deadline
         if deadline is not None and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(deadline, self._tick)
+            self._timer = asyncio.get_running_loop().call_at(deadline + TIMER_GRAIN_S, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
-        self._deliver(self._session.tick(asyncio.get_running_loop().time()))
+        self._deliver(self._session.tick(monotonic()))
         self.flush()
         self._arm()
 
@@ -343,13 +349,13 @@ class Link:
 
     def flush(self) -> None:
         """Write what is due; the link does so itself after each event it delivers from the broker."""
-        loop, connection = asyncio.get_running_loop(), self._current
+        connection = self._current
         if connection is not None and connection.writable:
-            connection.write(self._session.output(loop.time()))
+            connection.write(self._session.output(monotonic()))
         else:
             self._session.hold()
         if self._session.has_events:
-            loop.call_soon(self._deliver_later)  # the owner is on the stack
+            asyncio.get_running_loop().call_soon(self._deliver_later)  # the owner is on the stack
         elif self._drained is not None and self._session.all_published:
             self._end_drain()
 

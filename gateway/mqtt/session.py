@@ -138,7 +138,7 @@ class MqttSession:
     def disconnect(self, code: int = 0, session_expiry_s: int | None = None) -> None:
         """Say goodbye after all that may be sent; a no-op without a connection."""
         if self._connected:
-            self._flow()
+            self._flow(self._sent_at)  # no PUBACK comes to be timed
             farewell = [*self._out, _write_disconnect(code, session_expiry_s)]
             self.closed()
             self._out += farewell
@@ -168,7 +168,7 @@ class MqttSession:
     def output(self, now: float) -> bytes:
         """Bytes to write now, all packets in one; the caller writes them or closes."""
         if self._connected:
-            self._flow()
+            self._flow(now)
             if self._inbox.asks and self._pinged_at is None:  # of two pings under way the first would answer for both
                 self._ping(now)
         if not self._out:
@@ -183,9 +183,9 @@ class MqttSession:
         self._out.append(mqtt5.PingReqPacket().write())
         self._inbox.probe(PING)
 
-    def _flow(self) -> None:
+    def _flow(self, now: float) -> None:
         self._inbox.settle(self._out)
-        if last_id := self._outbox.send(self._out):
+        if last_id := self._outbox.send(self._out, now):
             self._inbox.probe(last_id)
         self._outbox.trim()
 
@@ -281,7 +281,7 @@ class MqttSession:
         self._inbox.puback(delivery, confirm=confirm)
 
     def publish(self, message: Message, token: int | None = None, droppable: bool = False) -> None:
-        """Queue a publish; with a token it ends in one Published or Dropped.
+        """Queue a publish; it ends in one Published or Dropped, without a token only if it is QoS 1.
 
         If more than the bounds then waits without a connection, or after `output()`, the oldest droppable are
         dropped. Others are kept: their owner bounds them. QoS 0 is never kept for a later connection.

@@ -140,8 +140,10 @@ async def test_a_request_that_nobody_waits_for_ends(service: KeyService, asking:
     service.hold.clear()
     check = asyncio.create_task(asking.check(CLAIM))
     await requests(service, 1)
+    (request,) = (task for task in asyncio.all_tasks() if task.get_name() == "ask")
     check.cancel()
-    await asyncio.wait({check})
+    await asyncio.wait({check, request}, timeout=10)
+    assert request.cancelled()
     again = asyncio.create_task(asking.check(CLAIM))  # not that of the one who gave up
     await requests(service, 2)
     service.hold.set()

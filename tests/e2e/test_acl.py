@@ -13,6 +13,7 @@ from typing import Any, Final
 import aiomqtt
 import mqtt5
 import pytest
+from paho.mqtt.client import topic_matches_sub
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -270,3 +271,20 @@ async def test_without_a_certificate_a_password_is_not_even_asked_for(tmp_path: 
                 pass
         async with client(address, "commander", passwords["commander"], tls_context=allowed):
             pass
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_rules_for_emqx_say_the_same_of_publishers(role: str) -> None:
+    """Of subscribers they cannot: EMQX checks filters. The first rule that matches decides."""
+    text = re.sub("%%.*", "", (DEPLOY / "emqx" / "acl.conf").read_text("utf-8"))
+    rules = re.findall(r'\{(allow|deny), (?:all|\{username, "(\w+)"\})(?:, (\w+), \[(.*?)\])?\}\.', text, re.DOTALL)
+    assert len(rules) == text.count("}.")
+    written = set()
+    for topic in RIGHTS:
+        for verdict, user, action, filters in rules:
+            patterns = re.findall('"(.*?)"', filters.replace("${username}", ROLES[role])) if action else ["#"]
+            concerns = user in ("", ROLES[role]) and action in ("", "publish")
+            if concerns and any(topic_matches_sub(pattern, f"gw/v1/{topic}") for pattern in patterns):
+                written |= {topic} if verdict == "allow" else set()
+                break
+    assert written == rights(0, role)

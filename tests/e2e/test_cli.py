@@ -3,26 +3,25 @@
 import asyncio
 import json
 import os
+import pty
 import signal
 import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
-import paho.mqtt.client as paho
 import pytest
-from paho.mqtt.enums import CallbackAPIVersion
 
 from gateway.brokers import LocalBroker
-from tests.e2e.world import WAIT_S, Node, Service, device
+from tests.e2e.world import WAIT_S, Node, device, read_all
 
 
-async def command(broker: LocalBroker, *words: str) -> tuple[int, list[str], list[str]]:
+async def command(broker: LocalBroker, *words: str, **environ: str) -> tuple[int, list[str], list[str]]:
     """Run `gateway …` and return its exit status and the lines of stdout and stderr."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "gateway", *words),
         stdout=PIPE,
         stderr=PIPE,
-        env=os.environ | {"GATEWAY_MQTT_URL": broker.url},
+        env=os.environ | {"GATEWAY_MQTT_URL": broker.url} | environ,
     )
     out, err = await asyncio.wait_for(process.communicate(), WAIT_S)
     assert process.returncode is not None
@@ -51,6 +50,34 @@ async def test_a_call_to_several(broker: LocalBroker, node: Node, tmp_path: Path
         assert [line.split()[:3] for line in lines] == [["AC1", "online", "gw-1"], ["AC2", "away", "gw-1"]]
 
 
+@pytest.mark.mosquitto_only("the embedded broker makes QoS 1 of QoS 0, so no command is ever offline")
+async def test_a_bar_on_a_terminal(broker: LocalBroker, node: Node) -> None:
+    """It counts by status, and leaves the lines beside it whole; what is piped has nothing of it."""
+    words = (sys.executable, "-m", "gateway", "call", "AC1,AC2,AC3", "text_stop", '{"stop": true}')
+    environ = os.environ | {"GATEWAY_MQTT_URL": broker.url, "TERM": "xterm", "COLUMNS": "100"}
+    async with device(node, "AC1"), device(node, "AC2") as second:
+        await second.disconnect()
+        async with device(node, "AC3") as third:
+            third.answers["text_stop"] = lambda: {"ack": False}
+            for piped in (False, True):
+                ours, theirs = pty.openpty()
+                process = await asyncio.create_subprocess_exec(
+                    *words, stdout=PIPE if piped else theirs, stderr=theirs, env=environ
+                )
+                os.close(theirs)
+                screen = await asyncio.to_thread(read_all, ours)
+                out, _ = await asyncio.wait_for(process.communicate(), WAIT_S)
+                assert process.returncode == 1
+                assert "3/3" in screen
+                assert "1 acked, 1 nacked, 1 offline" in screen
+                if piped:
+                    lines = out.decode().splitlines()
+                else:  # a line starts where the bar was erased
+                    lines = [line.rpartition("\x1b[K")[2] for line in screen.split("\r\n")]
+                assert {"AC2  offline", "AC3  nacked: ack is not true"} <= set(lines)
+                assert "1 acked, 1 nacked, 1 offline" in lines
+
+
 async def test_watch_prints_events(broker: LocalBroker, node: Node) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-um", "gateway", "watch", "--serial", "AC1"),
@@ -68,43 +95,3 @@ async def test_watch_prints_events(broker: LocalBroker, node: Node) -> None:
         process.send_signal(signal.SIGINT)
         await asyncio.wait_for(process.communicate(), WAIT_S)
         assert process.returncode == 0
-
-
-@pytest.mark.mosquitto_only("the embedded broker keeps what has MQTT 5 properties from MQTT 3.1.1")
-async def test_a_service_with_mqtt_3_1_1(broker: LocalBroker, node: Node, api: Service) -> None:
-    """Only topics and JSON: a command with its id in the topic, its outcome, and the answer to a question."""
-    loop = asyncio.get_running_loop()
-    messages: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
-    subscribed = asyncio.Event()
-    host, port = broker.url_v311.removeprefix("mqtt://").split(":")
-    client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv311)
-
-    def receive(_: paho.Client, __: object, message: paho.MQTTMessage) -> None:
-        loop.call_soon_threadsafe(messages.put_nowait, (message.topic, bytes(message.payload)))
-
-    def ready(*_: object) -> None:
-        loop.call_soon_threadsafe(subscribed.set)
-
-    client.on_message = receive
-    client.on_subscribe = ready
-    client.connect(host, int(port))
-    client.subscribe([("gw/v1/devices/+/acks/#", 1), ("gw/v1/devices/+/events/#", 1)])
-    client.loop_start()
-    try:
-        await asyncio.wait_for(subscribed.wait(), WAIT_S)
-        async with device(node, "AC1") as plate:
-            plate.answers["device_status"] = lambda: {"ack": True, "status": "sleep"}
-            client.publish("gw/v1/devices/AC1/commands/device_status/my-1", qos=1)
-            topic, body = await asyncio.wait_for(messages.get(), WAIT_S)
-            outcome = json.loads(body)
-            assert topic == "gw/v1/devices/AC1/acks/device_status/my-1"
-            assert (outcome["id"], outcome["status"]) == ("my-1", "acked")
-            assert outcome["data"] == {"ack": True, "status": "sleep"}
-            asking = asyncio.create_task(plate.client.call("what_time", {"zone": "UTC"}, timeout=int(WAIT_S)))
-            topic, body = await asyncio.wait_for(messages.get(), WAIT_S)
-            assert json.loads(body) == {"zone": "UTC"}
-            client.publish(topic.replace("/events/", "/replies/"), json.dumps({"time": "12:00"}), qos=1)
-            assert await asking == {"time": "12:00"}
-    finally:
-        client.disconnect()
-        client.loop_stop()

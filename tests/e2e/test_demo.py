@@ -16,6 +16,7 @@ import pytest
 from gateway.brokers import BrokerUnavailable, Kind, find_broker
 from gateway.demo import CAST
 from tests.clients.install import missing
+from tests.e2e.world import read_all
 
 FINAL = {"acked", "nacked", "timeout", "lost", "offline", "expired", "rejected"}
 LINE = re.compile(r"(?P<serial>\w+)  (?P<event>\S+) +QoS (?P<qos>[01])  (?P<status>\w+) +[\d.]+ ms")
@@ -100,13 +101,3 @@ async def test_a_terminal_shows_a_table(kind: Kind) -> None:
     assert "last event" in screen
     assert all(part.serial in screen for part in CAST)
     assert not LINE.search(screen)
-
-
-def read_all(terminal: int) -> str:
-    """What was written to a terminal until its other side closed."""
-    chunks = []
-    with suppress(OSError):  # EIO: the other side closed
-        while chunk := os.read(terminal, 65536):
-            chunks.append(chunk)
-    os.close(terminal)
-    return b"".join(chunks).decode()

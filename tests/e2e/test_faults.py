@@ -125,7 +125,7 @@ async def test_a_node_adopts_only_what_was_its_own_and_is_not_over(broker: Local
         while (presence := await api.json("devices/WILL/presence"))["since"] is None:
             pass
         assert presence["reason"] == "gateway-lost", "since when is known from now on"
-        assert (await metrics(node))["gateway_devices"] == 2
+        assert await node.metric("gateway_devices", presence="away") == 2
 
 
 @pytest.mark.mosquitto_only("it is told to the node by what stands between, which knows mosquitto's port")
@@ -172,7 +172,7 @@ async def draining(node: Node, api: Service) -> AsyncIterator[asyncio.Event]:
         plate.client.on("*", slow)
         await api.send("devices/AC1/commands/media_stop", {"stop": True})
         async with asyncio.timeout(20):
-            while not (await metrics(node))['gateway_commands_total{event="media_stop"}']:
+            while not await node.metric("gateway_commands_total", event="media_stop"):
                 pass
         node.process.terminate()
         async with asyncio.timeout(20):
@@ -193,13 +193,6 @@ async def test_what_is_under_way_is_finished_before_a_node_stops(node: Node, api
         assert (await api.outcome("devices/AC1/acks/media_stop"))["status"] == "acked"
         assert await asyncio.wait_for(node.process.wait(), 20) == 0
         assert (await api.presence("AC1", online=False))["reason"] == "shutdown"
-
-
-async def metrics(node: Node) -> dict[str, float]:
-    """Every metric of a node by its name and labels."""
-    async with aiohttp.ClientSession() as http, http.get(f"{node.admin}/metrics") as response:
-        lines = [line for line in (await response.text()).splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
 async def listens(node: Node) -> bool:
@@ -236,7 +229,7 @@ async def test_a_device_that_stops_reading_is_closed_as_slow(broker: LocalBroker
         assert connection.transport is not None
         connection.transport.pause_reading()
         for number in range(200):
-            await api.send("rooms/bp_student_1/events/memos_update", "x" * 100_000, qos=0)
+            await api.send("rooms/bp_student_1/events/large", "x" * 100_000, qos=0)
             if number % 50 == 0:
                 await api.send("devices/AC2/commands/media_stop", {"stop": True}, qos=0)
                 await other.expect("media_stop")
@@ -253,7 +246,7 @@ async def test_a_device_that_floods_is_not_read_until_the_broker_has_caught_up(
             await plate.client.emit("reading", number)
         read = [await api.json("devices/AC1/events/reading") for _ in range(3000)]
         assert read == list(range(3000))
-        assert (await metrics(node))["gateway_dropped_events_total"] == 0
+        assert await node.metric("gateway_dropped_events_total") == 0
         assert not plate.gone.is_set()
 
 

@@ -12,7 +12,6 @@ from gateway.brokers import LocalBroker
 from tests.clients.install import HERE, installed, program
 from tests.e2e.cutter import Cutter
 from tests.e2e.test_auth import registry
-from tests.e2e.test_faults import metrics
 from tests.e2e.world import WAIT_S, Device, Node, Service, device, gateway, service
 
 __all__ = ["registry"]
@@ -129,7 +128,7 @@ async def test_an_authentication_that_is_abandoned_leaves_nothing(broker: LocalB
             await plate.client.call("ask", {}, timeout=int(WAIT_S))
             await plate.disconnect()
         async with asyncio.timeout(WAIT_S):
-            while (seen := await metrics(node))["gateway_devices"] or seen["gateway_sockets"]:
+            while await node.metric("gateway_devices") or await node.metric("gateway_sockets"):
                 pass
         await broker.start()
 
@@ -168,7 +167,7 @@ async def test_a_node_that_stops_answers_for_what_it_had(broker: LocalBroker, ap
             await api.send(f"devices/AC1/commands/media_stop/{number}", {"stop": True}, qos=0)
         await api.send("devices/AC1/commands/text_stop/last", {"stop": True}, qos=1)
         async with asyncio.timeout(WAIT_S):
-            while not (await metrics(node))['gateway_commands_total{event="text_stop"}']:
+            while not await node.metric("gateway_commands_total", event="text_stop"):
                 pass
         assert await node.end() == 0
         statuses = {(await api.outcome(f"devices/AC1/acks/media_stop/{n}"))["status"] for n in range(commands)}
@@ -200,9 +199,9 @@ async def test_of_two_processes_with_one_name_the_later_has_it(broker: LocalBrok
 
 async def test_a_device_that_comes_back_at_once_is_not_given_what_it_had_elsewhere(registry: LocalBroker) -> None:
     """The broker decides who gets in, so that the way back is faster than the question who has the device."""
-    own, service_url = (registry.url.replace("mqtt://", f"mqtt://{user}@") for user in ("gateway:g", "service:s"))
+    own, service_url = (registry.url.replace("mqtt://", f"mqtt://{user}@") for user in ("gateway:g", "commander:s"))
     async with (
-        service(service_url, username="service", password="s") as api,
+        service(service_url, username="commander", password="s") as api,
         gateway(own, "--auth", "broker", "--node", "gw-1") as one,
         gateway(own, "--auth", "broker", "--node", "gw-2") as two,
         device(one, "AC1", key="right") as old,
@@ -260,7 +259,7 @@ async def test_a_node_takes_so_many_devices(broker: LocalBroker) -> None:
         await late.client.emit("authentication", {"signature": signature})
         await asyncio.wait_for(late.gone.wait(), WAIT_S)
         await node.logged("no place for a device", serial="AC2")
-        assert (await metrics(node))['gateway_closes_total{reason="overloaded"}'] == 1
+        assert await node.metric("gateway_closes_total", reason="overloaded") == 1
         async with aiohttp.ClientSession() as http, http.get(f"{node.admin}/readyz") as answer:
             assert answer.status == 503
             assert "devices.max_devices" in await answer.text()

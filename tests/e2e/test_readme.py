@@ -14,7 +14,7 @@ import pytest
 
 from gateway.brokers import LocalBroker
 from tests.clients.install import installed, program
-from tests.e2e.world import WAIT_S, Node, Service, device
+from tests.e2e.world import WAIT_S, Node, Service, device, gateway
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text("utf-8")
 SERIAL = "AC4178234411"
@@ -58,6 +58,11 @@ async def simulated(node: Node) -> AsyncIterator[Process]:
 
 def python(word: str, broker: LocalBroker) -> tuple[str, ...]:
     return (sys.executable, "-uc", block("python", word).replace("1883", broker.url.rpartition(":")[2]))
+
+
+def javascript(word: str, node: Node) -> str:
+    code = block("js", word).replace("socket.io-client", str(installed("sio48")))
+    return code.replace("http://127.0.0.1:8080", node.devices)
 
 
 async def test_the_shell_asks_a_simulated_device(broker: LocalBroker, node: Node) -> None:
@@ -128,14 +133,41 @@ async def test_the_program_that_replies(broker: LocalBroker, node: Node) -> None
 
 async def test_the_program_with_nothing_but_mqtt_5(broker: LocalBroker, node: Node) -> None:
     async with simulated(node), running(*python("ResponseTopic", broker)) as program:
-        assert (await line(program)).startswith("b'1' b'{")
+        assert await line(program) == "b'1' acked {'ack': True, 'status': 'on'}"
+
+
+@pytest.mark.mosquitto_only("the embedded broker does not say 0x10")
+async def test_the_program_is_told_that_nobody_knows_the_device(broker: LocalBroker, node: Node) -> None:
+    async with running(*python("ResponseTopic", broker)) as program:
+        assert await line(program) == "no gateway knows this device"
+
+
+@pytest.mark.mosquitto_only("the embedded broker keeps what has MQTT 5 properties from MQTT 3.1.1")
+async def test_the_program_with_mqtt_3_1_1(broker: LocalBroker, node: Node) -> None:
+    async with device(node, SERIAL) as plate:
+        plate.answers["device_status"] = lambda: {"ack": True, "status": "sleep"}
+        async with running(*python("MQTTv311", broker)) as program:
+            told = f"{SERIAL} device_status my-id acked {{'ack': True, 'status': 'sleep'}}"
+            assert await line(program) == told
+            assert await plate.client.call("question", {"n": 1}, timeout=int(WAIT_S)) == {"ok": True}
+            assert await line(program) == f"{SERIAL} question {{'n': 1}}"
 
 
 async def test_the_device_in_javascript(node: Node, api: Service) -> None:
-    code = block("js", "socket.io-client").replace("socket.io-client", str(installed("sio48")))
-    code = code.replace("http://127.0.0.1:8080", node.devices)
-    async with running(program("node"), "-e", code) as plate:
+    async with running(program("node"), "-e", javascript("auth:ok", node)) as plate:
         assert await line(plate) == "authenticated"
         await api.send(f"devices/{SERIAL}/commands/device_status")
         outcome = await api.outcome(f"devices/{SERIAL}/acks/device_status")
         assert outcome["data"] == {"ack": True, "status": "on"}
+
+
+async def test_a_viewer_in_javascript_with_a_token_from_the_shell(broker: LocalBroker) -> None:
+    environ = {"GATEWAY_TOKENS_ALGORITHM": "HS256", "GATEWAY_TOKEN_SECRET": "0123456789abcdef0123456789abcdef"}
+    async with gateway(broker.url, environ=environ) as node, device(node, SERIAL) as plate:
+        async with running(sys.executable, "-m", *shell("gateway token").split(), **environ) as minting:
+            token = await line(minting)
+        code = f"const token = {token!r};\n{javascript('cmd_result', node)}"
+        async with running(program("node"), "-e", code) as page:
+            assert await line(page) == "joined"
+            await plate.client.emit("cmd_result", {"result": "ok"})
+            assert await line(page) == "{ result: 'ok' }"

@@ -3,12 +3,11 @@
 import asyncio
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 import socketio
 from socketio.exceptions import ConnectionError as Refused
@@ -175,7 +174,7 @@ async def test_a_token_that_expires_ends_what_it_opened(closed: Node) -> None:
         await asyncio.wait_for(page.gone.wait(), WAIT_S)
         await closed.logged("token expired", subject="alice")
         assert not stays.gone.is_set()
-    assert (await metrics(closed))['gateway_closes_total{reason="token-expired"}'] == 1
+    assert await closed.metric("gateway_closes_total", role="viewer", reason="token-expired") == 1
 
 
 async def test_a_device_outlives_its_token_but_not_in_the_rooms_of_it(closed: Node, api: Service) -> None:
@@ -197,7 +196,7 @@ async def test_without_tokens_in_the_settings_nobody_has_one(broker: LocalBroker
     """Devices of old may have anything in their URL: nothing is opened by it, and nothing is broken."""
     async with gateway(broker.url) as node, viewer(node, token("AC1")) as page:
         assert await join(page, "AC1") == "join_room:fail"
-        assert (await metrics(node))["gateway_anonymous_room_rules"] == 0
+        assert await node.metric("gateway_anonymous_room_rules") == 0
 
 
 async def test_rooms_that_are_open_to_anybody_are_loud(broker: LocalBroker, tmp_path: Path) -> None:
@@ -207,7 +206,7 @@ async def test_rooms_that_are_open_to_anybody_are_loud(broker: LocalBroker, tmp_
     )
     async with gateway(broker.url, config=str(config), environ=ENVIRON) as node:
         assert (await node.logged("rooms are open to anybody, without a token"))["rooms"] == "['bp_student_*']"
-        assert (await metrics(node))["gateway_anonymous_room_rules"] == 1
+        assert await node.metric("gateway_anonymous_room_rules") == 1
         async with viewer(node) as page:
             assert await join(page, "bp_student_1") == "join_room:ok"
             assert await join(page, "AC1") == "join_room:fail"
@@ -223,10 +222,3 @@ async def test_viewers_without_a_room_are_nobody(broker: LocalBroker) -> None:
         assert await join(joined, "AC1") == "join_room:ok"
         await asyncio.wait_for(idle.gone.wait(), WAIT_S)
         assert not joined.gone.is_set()
-
-
-async def metrics(node: Node) -> Mapping[str, float]:
-    """The samples of a node, by name and labels."""
-    async with aiohttp.ClientSession() as session, session.get(f"{node.admin}/metrics") as answer:
-        lines = (await answer.text()).splitlines()
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}

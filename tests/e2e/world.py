@@ -11,10 +11,12 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import aiomqtt
 import socketio
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from prometheus_client.parser import text_string_to_metric_families
 
 WAIT_S = 20.0  # for what must happen; a machine under load is slow
 PATH = "/socket/socket.io"
@@ -53,6 +55,14 @@ class Node:
                 await self._changed.wait()
         return line
 
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of all series of this name that have these labels, as `/metrics` has them now."""
+        async with aiohttp.ClientSession() as http, http.get(f"{self.admin}/metrics") as response:
+            families = text_string_to_metric_families(await response.text())
+        found = [s for family in families for s in family.samples if s.name == name]
+        assert found, name
+        return sum(sample.value for sample in found if labels.items() <= sample.labels.items())
+
     async def end(self, *, kill: bool = False) -> int:
         """Stop the process, or kill it, and return its exit status."""
         with suppress(ProcessLookupError):
@@ -79,8 +89,9 @@ async def gateway(
     flags = ("--listen", listen, "--admin", "127.0.0.1:0", "--log-format", "json", "--mqtt", broker_url)
     auth = () if any(argument == "--auth" for argument in arguments) else ("--auth", "open")
     command = (sys.executable, "-X", "dev", "-m", "gateway", "serve", *flags, *auth, *arguments)
+    env = {**os.environ, "GATEWAY_ACCEPT": "anonymous-rooms", **(environ or {})}
     process = await asyncio.create_subprocess_exec(
-        *command, *(("--config", config) if config else ()), stderr=PIPE, env={**os.environ, **(environ or {})}
+        *command, *(("--config", config) if config else ()), stderr=PIPE, env=env
     )
     node = Node(process)
     try:
@@ -99,9 +110,10 @@ async def gateway(
 class Device:
     """A real python-socketio client; `received` holds (event, arguments), in order."""
 
-    def __init__(self, serial: str = "") -> None:
+    def __init__(self, serial: str = "", *, http: aiohttp.ClientSession | None = None) -> None:
+        """With `http` it comes from where that connects from."""
         self.serial = serial
-        self.client = socketio.AsyncClient(reconnection=False)
+        self.client = socketio.AsyncClient(reconnection=False, http_session=http)
         self.received: asyncio.Queue[tuple[str, tuple[Any, ...]]] = asyncio.Queue()
         self.gone = asyncio.Event()
         self.answers: dict[str, Callable[[], Any]] = {}
@@ -232,3 +244,13 @@ async def service(broker_url: str, *, sees: Sequence[str] = SEEN, **options: Any
         receiving.cancel()
         with suppress(asyncio.CancelledError):
             await receiving
+
+
+def read_all(terminal: int) -> str:
+    """What was written to a terminal until its other side closed."""
+    chunks = []
+    with suppress(OSError):  # EIO: the other side closed
+        while chunk := os.read(terminal, 65536):
+            chunks.append(chunk)
+    os.close(terminal)
+    return b"".join(chunks).decode()

@@ -11,11 +11,16 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
+from gateway.addresses import Listen
+from gateway.admission import Admission, AdmissionLimits, Refusal
 from gateway.engine.connection import Connection
 from gateway.engine.effects import CloseReason
 from gateway.engine.faults import PeerFaults
 from gateway.engine.options import EngineOptions
+from gateway.engine.peers import PeerLimits
 from gateway.engine.server import EngineServer
+from gateway.listener import Listener
+from gateway.proxies import Proxies
 
 FAST = EngineOptions(ping_interval_s=0.3, ping_timeout_s=0.2)
 CALM = EngineOptions(ping_interval_s=60.0, ping_timeout_s=60.0)
@@ -24,8 +29,9 @@ CALM = EngineOptions(ping_interval_s=60.0, ping_timeout_s=60.0)
 class Bench:
     """An echo server that notes what its application is told."""
 
-    def __init__(self, options: EngineOptions) -> None:
-        self.engine = EngineServer(options)
+    def __init__(self, options: EngineOptions, admission: Admission, proxies: Proxies) -> None:
+        self.engine = EngineServer(options, admission, proxies)
+        self.engine.on_refused = self._refused
         self.engine.on_connected = self._connected
         self.engine.on_message = self._message
         self.engine.on_closed = self._closed
@@ -34,11 +40,12 @@ class Bench:
         self.connections: dict[str, Connection] = {}
         self.messages: list[str | bytes] = []
         self.reasons: dict[str, list[CloseReason]] = {}
+        self.refusals: list[Refusal] = []
         self._changed = asyncio.Condition()
         self._notes: set[asyncio.Task[None]] = set()
 
     async def until(self, wanted: str, count: int = 1) -> None:
-        """Wait until so many `messages` or `reasons` have been noted."""
+        """Wait until so many `messages`, `reasons` or `refusals` have been noted."""
         async with self._changed, asyncio.timeout(10):
             await self._changed.wait_for(lambda: len(getattr(self, wanted)) >= count)
 
@@ -69,6 +76,10 @@ class Bench:
         self.reasons.setdefault(connection.sid, []).append(reason)
         self._note()
 
+    def _refused(self, reason: Refusal) -> None:
+        self.refusals.append(reason)
+        self._note()
+
     def _note(self) -> None:
         task = asyncio.ensure_future(self._notify())
         self._notes.add(task)
@@ -80,30 +91,48 @@ class Bench:
 
 
 @asynccontextmanager
-async def serving(engine: EngineServer, *, cancelling: bool = True, path: str = "engine.io") -> AsyncIterator[str]:
-    """Serve `engine` on a free port; gives the URL of its path."""
+async def serving(
+    engine: EngineServer,
+    *,
+    cancelling: bool = True,
+    path: str = "engine.io",
+    limits: PeerLimits = PeerLimits(),  # noqa: B008 - it is frozen
+) -> AsyncIterator[str]:
+    """Serve `engine` on a free port; gives the URL of its path. Without `cancelling` as plain aiohttp would."""
     logger, peer_faults = logging.getLogger("aiohttp.server"), PeerFaults()
     logger.addFilter(peer_faults)
     app = web.Application()
     engine.attach(app, path)
-    runner = web.AppRunner(app, handler_cancellation=cancelling, auto_decompress=False, shutdown_timeout=1.0)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
+    listener = Listener("test", Listen("127.0.0.1", 0), app, engine.refused, limits=limits)
+    runner = web.AppRunner(app, handler_cancellation=False, auto_decompress=False, shutdown_timeout=1.0)
     try:
-        yield f"http://127.0.0.1:{port}/{path}/"
+        if cancelling:
+            await listener.start()
+            url = listener.url
+        else:
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield f"{url}/{path}/"
     finally:
         await engine.shutdown()
+        await listener.close()
         await runner.cleanup()
         logger.removeFilter(peer_faults)
 
 
 @asynccontextmanager
-async def bench(options: EngineOptions = CALM, *, cancelling: bool = True) -> AsyncIterator[Bench]:
+async def bench(
+    options: EngineOptions = CALM,
+    *,
+    cancelling: bool = True,
+    admission: AdmissionLimits = AdmissionLimits(),  # noqa: B008 - it is frozen
+    proxies: Proxies | None = None,
+    limits: PeerLimits = PeerLimits(),  # noqa: B008
+) -> AsyncIterator[Bench]:
     """An echo server that runs."""
-    server = Bench(options)
-    async with serving(server.engine, cancelling=cancelling) as server.url:
+    server = Bench(options, Admission(admission), proxies or Proxies())
+    async with serving(server.engine, cancelling=cancelling, limits=limits) as server.url:
         yield server
 
 

@@ -11,6 +11,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from gateway.admission import AdmissionLimits, Refusal
 from gateway.engine.connection import Connection
 from gateway.engine.effects import CloseReason
 from gateway.engine.options import EngineOptions
@@ -52,7 +53,7 @@ async def test_failing_callback_closes_its_connection(
 
 async def test_who_is_not_admitted_goes_and_gives_its_place_back(http: aiohttp.ClientSession, eio: str) -> None:
     """A peer that never joined anything lived for ever."""
-    async with bench(options(admission_timeout_s=0.1, max_handshakes=1)) as server:
+    async with bench(options(admission_timeout_s=0.1), admission=AdmissionLimits(max_strangers=1)) as server:
         server.engine.on_connected = lambda connection: None
         stranger = Peer(server.url, http, eio)
         socket, _ = await stranger.open_websocket()
@@ -61,6 +62,8 @@ async def test_who_is_not_admitted_goes_and_gives_its_place_back(http: aiohttp.C
             headers = {"Connection": "Upgrade", "Upgrade": "websocket"} if transport == "websocket" else {}
             async with http.get(server.url, params=query, headers=headers) as response:
                 assert response.status == 503
+                assert response.headers["Retry-After"] == "5"
+        assert server.refusals == [Refusal.STRANGERS] * 2
         assert await server.closed(stranger.sid) is CloseReason.UNAUTHENTICATED
         await gone(socket)
         await Peer(server.url, http, eio).open()
@@ -131,3 +134,10 @@ async def test_payloads_are_not_logged(calm: Bench, peer: Peer, caplog: pytest.L
     assert await socket.receive_str() == "4secret-key"
     await socket.close()
     assert "secret-key" not in caplog.text
+
+
+async def test_what_others_left_with_a_browser_is_not_kept(calm: Bench, peer: Peer) -> None:
+    async with peer.http.get(calm.url, params=peer.query("polling"), headers={"Cookie": "theirs=secret"}) as response:
+        assert response.status == 200
+    (connection,) = calm.connections.values()
+    assert "secret" not in repr(connection.environ)

@@ -212,3 +212,12 @@ async def test_pages_of_the_server_itself_are_allowed(http: aiohttp.ClientSessio
             headers = {"Origin": f"{scheme}://{host}"}
             async with http.get(server.url, params={"EIO": "4", "transport": "polling"}, headers=headers) as response:
                 assert response.status == 200
+
+
+async def test_nobody_is_told_which_version_answers(calm: Bench, peer: Peer) -> None:
+    for query in ({}, peer.query("polling")):
+        async with peer.http.get(calm.url, params=query) as response:
+            assert "Server" not in response.headers
+    socket, _ = await peer.open_websocket()
+    assert "Server" not in socket._response.headers
+    await socket.close()

@@ -61,7 +61,7 @@ async def test_post_that_never_ends_is_bounded_in_time(fast: Bench, quick: Peer)
     query = f"EIO={quick.eio}&transport=polling&sid={quick.sid}"
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(f"POST {url.path}?{query} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n4a".encode())
-    assert b"400" in await reader.readuntil(b"\r\n\r\n")
+    assert b"408" in await reader.readuntil(b"\r\n\r\n")
     assert await fast.closed(quick.sid) in (CloseReason.PING_TIMEOUT, CloseReason.TRANSPORT_ERROR)
     writer.close()
 

@@ -1,6 +1,7 @@
 """The state machine of one session, its deadlines and its promises."""
 
 import ast
+import math
 from pathlib import Path
 
 import msgspec
@@ -93,6 +94,20 @@ def test_eio4_server_pings_and_waits_for_the_pong() -> None:
     assert session.deadline == 69.0
     session.tick(69.0)
     assert session.tick(89.0) == [Closed(CloseReason.PING_TIMEOUT), Forget()]
+
+
+def test_eio4_who_is_not_read_may_answer_later() -> None:
+    """The pong of a device that is slowed down stands behind what it sent before."""
+    session = on_websocket()
+    session.hold(5.0)
+    assert session.deadline == 25.0, "we ping as ever"
+    session.tick(25.0)
+    session.hold(5.0)
+    session.hold(1.0)
+    assert session.deadline == 51.0
+    session.close(CloseReason.SERVER, 30.0)
+    session.hold(5.0)
+    assert session.deadline == math.inf
 
 
 def test_a_late_tick_is_not_charged_to_the_device() -> None:

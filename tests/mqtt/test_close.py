@@ -74,6 +74,7 @@ async def test_the_owner_settles_commands_while_the_link_closes(broker: Broker) 
             super().link_event(event)
             if isinstance(event, Published):
                 assert self.link is not None
+                assert event.token is not None
                 self.link.puback(event.token)
 
     owner = Settling()

@@ -217,7 +217,7 @@ def test_a_publish_arrives_whole_and_ends_with_its_code() -> None:
     assert (packet.correlation_data, packet.user_properties) == (b"k", [("a", "b")])
     code = mqtt5.PubAckReasonCode.NO_MATCHING_SUBSCRIBERS
     answer = mqtt5.PubAckPacket(packet.packet_id, reason_code=code).write()
-    assert session.receive(answer) == [Published(4, 0x10)]
+    assert session.receive(answer) == [Published(4, 0x10, 0.0)]
     assert session.receive(answer) == []
 
 
@@ -228,7 +228,7 @@ def test_the_window_is_the_receive_maximum_of_the_broker() -> None:
         session.publish(Message("t", b"%d" % token, 1), token)
     first = sent(session)
     assert [p.payload for p in first] == [b"0", b"1"]
-    assert session.receive(mqtt5.PubAckPacket(first[1].packet_id).write()) == [Published(1, 0)]
+    assert session.receive(mqtt5.PubAckPacket(first[1].packet_id).write()) == [Published(1, 0, 0.0)]
     assert [p.payload for p in sent(session)] == [b"2"]
 
 
@@ -381,6 +381,7 @@ def test_nothing_is_lost_or_reordered_over_breaking_connections(rounds: list[tup
                 answered -= 1
                 (done,) = session.receive(mqtt5.PubAckPacket(packet.packet_id or 0).write())
                 assert isinstance(done, Published)
+                assert done.token is not None
                 published.append(done.token)
     assert not unacked
     assert list(dict.fromkeys(received)) == arrived == [b"%d" % n for n in range(5)]

@@ -1,0 +1,216 @@
+"""The TCP connections of one HTTP port: bounded in number, in time and in what they may say before they are known.
+
+aiohttp bounds a header and a line; it bounds neither a head that never ends, nor the time that a head takes, nor
+how many connections wait with one. What happens within a request is bounded by who serves it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from gateway.admission import Refusal
+from gateway.crowd import Crowd
+from gateway.engine.wheel import Wheel
+from gateway.proxies import Proxies, plain
+
+MAX_HEAD_BYTES: Final = 32_768  # of a request: what nginx takes, and more than browsers send; aiohttp keeps it
+MAX_HEADERS: Final = 100
+IDLE_S: Final = 75.0  # between two requests: longer than the pause between two heartbeats of a client that polls
+LINGER_S: Final = 2.0  # how long the rest of a refused body is read, so that the peer gets the answer
+GRAIN_S: Final = 0.5  # how late a deadline may be noticed
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class PeerLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Of connections that wait for a request, or for their peer to take a response."""
+
+    head_s: float = 20.0
+    """For a request to have come whole, but for its body."""
+    max_waiting: int = 10_000
+    max_waiting_per_address: int = 1000
+    max_request_bytes: int = 1_000_000
+    """Of a request that is being served, with all that comes after it before it is answered."""
+
+
+class Peer(web.RequestHandler):
+    """One TCP connection. A WebSocket's is a stranger's until it is told otherwise."""
+
+    __slots__ = ("_flooded", "_left_bytes", "_peers", "_requests", "due")
+
+    def __init__(self, peers: "Peers", **handling: Any) -> None:
+        super().__init__(peers.server, **handling)
+        self.due = 0.0
+        self._peers = peers
+        self._requests = 0
+        self._left_bytes: int | None = MAX_HEAD_BYTES  # that may still come; None: as many as it likes
+        self._flooded: Callable[[], None] | None = None  # who minds a stranger's WebSocket
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_made(transport)
+        self._peers.wait(self, self._peers.limits.head_s)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        super().data_received(data)
+        if self._left_bytes is None:
+            return
+        if self._request_count > self._requests:  # aiohttp's: heads that have come whole
+            self._serve()
+        self._left_bytes -= len(data)
+        if self._left_bytes < 0:
+            self._left_bytes = None
+            self._turn_out_large() if self._flooded is None else self._flooded()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._peers.leave(self)
+        super().connection_lost(exc)
+
+    # what happens to requests
+
+    def begin(self) -> None:
+        """A request is being served."""
+        self._peers.leave(self)
+        self._serve()
+
+    def end(self) -> None:
+        """Its response is made, and has still to be taken by the peer."""
+        self._left_bytes, self._flooded = MAX_HEAD_BYTES, None
+        if self.transport is not None and not self.transport.is_closing():
+            self._peers.wait(self, IDLE_S)
+
+    def _serve(self) -> None:
+        self._requests = self._request_count
+        self._left_bytes = self._peers.limits.max_request_bytes + MAX_HEAD_BYTES
+
+    def allow(self, most_bytes: int, flooded: Callable[[], None]) -> None:
+        """Let a stranger send so much; one byte more calls `flooded`, once."""
+        self._left_bytes, self._flooded = most_bytes, flooded
+
+    def trust(self) -> None:
+        """It is no stranger any more."""
+        self._left_bytes = self._flooded = None
+
+    # who has to go
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether an answer would be one to something: its first request, or a part of another."""
+        return not self._requests or (self._left_bytes or 0) < MAX_HEAD_BYTES
+
+    def turn_out(self, reason: Refusal, status: str) -> None:
+        """Close the connection, which waits; who does not take its last response is cut off."""
+        transport = self.transport
+        if transport is None:
+            return
+        unsent = bool(transport.get_write_buffer_size())
+        if self._has_begun or unsent:
+            self._peers.refused(reason)
+        if unsent:
+            transport.abort()
+        elif self._has_begun and not transport.is_closing():  # uvloop raises when it is
+            transport.write(f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode())
+        self.force_close()
+
+    def _turn_out_large(self) -> None:
+        self._peers.leave(self)
+        self.turn_out(Refusal.LARGE_REQUEST, "431 Request Header Fields Too Large")
+
+
+class Peers:
+    """The connections of one port; calling it makes one, as `loop.create_server` wants it.
+
+    Args:
+        server: of a runner of an application that has the middleware `watched`.
+        proxies: whose connections are not counted by address; they carry the requests of many.
+        refused: told of everyone who had to go before it was served.
+    """
+
+    def __init__(
+        self, server: web.Server, limits: PeerLimits, proxies: Proxies, refused: Callable[[Refusal], None]
+    ) -> None:
+        self.server = server
+        self.limits = limits
+        self.refused = refused
+        self._proxies = proxies
+        self._loop = asyncio.get_running_loop()
+        self._waiting: Crowd[Peer] = Crowd(limits.max_waiting, limits.max_waiting_per_address)
+        self._wheel: Wheel[Peer] = Wheel(self._loop.time(), grain_s=GRAIN_S)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __call__(self) -> Peer:
+        """A connection that is about to be made."""
+        return Peer(
+            self,
+            loop=self._loop,
+            access_log=None,
+            auto_decompress=False,  # no client compresses what it posts, and 65 KB of a stranger's would become 64 MB
+            max_headers=MAX_HEADERS,
+            lingering_time=LINGER_S,
+        )
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a request."""
+        return len(self._waiting)
+
+    def wait(self, peer: Peer, for_s: float) -> None:
+        """Give a connection a while to send its next request; the one that has waited longest may have to go."""
+        peer.due = self._loop.time() + for_s
+        self._wheel.schedule(peer, peer.due)
+        self._arm()
+        address = _address(peer)
+        if self._proxies.trusts(address):
+            return
+        crowded_out = self._waiting.enter(peer, address)
+        if crowded_out is not None:
+            self.leave(crowded_out)
+            crowded_out.turn_out(Refusal.CROWDED_OUT, "503 Service Unavailable")
+
+    def leave(self, peer: Peer) -> None:
+        """A connection does not wait any more."""
+        self._wheel.cancel(peer)
+        self._waiting.leave(peer)
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _arm(self) -> None:
+        if self._timer is None and len(self._wheel):
+            self._timer = self._loop.call_at(self._wheel.next_turn(self._loop.time()), self._turn)
+
+    def _turn(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for peer in self._wheel.advance(now):
+            if peer.due > now:
+                self._wheel.schedule(peer, peer.due)
+            else:
+                self.leave(peer)
+                peer.turn_out(Refusal.SLOW_REQUEST, "408 Request Timeout")
+        self._arm()
+
+
+@web.middleware
+async def watched(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Tell the connection when a request is being served."""
+    peer = request.protocol
+    if not isinstance(peer, Peer):
+        return await handler(request)
+    peer.begin()
+    try:
+        return await handler(request)
+    finally:
+        peer.end()
+
+
+def _address(peer: Peer) -> str:
+    name = peer.peername
+    return plain(name[0]) if isinstance(name, tuple) else ""

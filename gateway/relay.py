@@ -1,0 +1,199 @@
+"""Requests of sessions that another node has: relayed there, so that a balancer may send them anywhere.
+
+Clients of Socket.IO 1 and 2 begin with long polling, and each poll may come to another node. A session id names the
+node that has it; every node says in its retained status at which address the others reach it. What a node relays bears
+a signature of the secret that all nodes share, and is never relayed again. A node that does not answer is gone: the
+client is told that its session is unknown, and begins anew.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import count
+from typing import Final
+
+from aiohttp import (
+    ClientError,
+    ClientSession,
+    ClientTimeout,
+    ClientWebSocketResponse,
+    TCPConnector,
+    WSMessage,
+    WSMsgType,
+    web,
+)
+
+from gateway.engine.connection import PACKETS_PER_TURN
+from gateway.engine.peers import Peer as Connected
+
+log = logging.getLogger(__name__)
+
+SIGNATURE: Final = "X-Gateway-Relay"
+FRESH_S: Final = 30.0  # clocks of nodes may differ by as much, and a signature is good for as long
+CONNECT_S: Final = 2.0  # a node that takes longer is as good as gone
+KEPT_REQUEST: Final = ("Accept-Encoding", "Content-Type", "Host", "Origin", "Sec-WebSocket-Protocol", "User-Agent")
+KEPT_RESPONSE: Final = ("Cache-Control", "Content-Encoding", "Content-Type")
+MIN_SECRET_BYTES: Final = 32  # RFC 2104, 3: no shorter than the hash
+_TAG_CHARS: Final = 10
+
+
+class Relay:
+    """What one node relays to others, and takes from them.
+
+    Args:
+        node: the name of this one.
+        secret: what all nodes share.
+        peers: where the nodes are that are there, by tag; see `tag_of`.
+        max_requests: polls and WebSockets under way; over it a session is answered as unknown.
+        max_bytes: of one message or body.
+        poll_s: how long a poll may take.
+        relayed: told what became of each request.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        secret: bytes,
+        peers: Mapping[str, str],
+        *,
+        max_requests: int,
+        max_bytes: int,
+        poll_s: float,
+        relayed: Callable[[str], None],
+    ) -> None:
+        self._tag = tag_of(node)
+        self._secret = secret
+        self._peers = peers
+        self._max_requests = max_requests
+        self._max_bytes = max_bytes
+        self._poll_s = poll_s
+        self._relayed = relayed
+        self._under_way = 0
+        self._client: ClientSession | None = None
+
+    def new_sid(self) -> str:
+        """A session id that nobody can guess, and that names this node."""
+        return f"{self._tag}.{secrets.token_urlsafe(15)}"
+
+    def is_forged(self, request: web.Request) -> bool:
+        """Whether a request claims to come from another node, and does not."""
+        claim = request.headers.get(SIGNATURE)
+        if claim is None:
+            return False
+        at, _, signature = claim.partition(" ")
+        if not (at.isascii() and at.isdecimal() and len(at) < 20) or abs(time.time() - int(at)) > FRESH_S:
+            return True
+        return not hmac.compare_digest(signature.encode(), self._sign(at, request).encode())
+
+    async def serve(self, request: web.Request, sid: str) -> web.StreamResponse | None:
+        """The answer of the node that has the session; None where no other node can have it."""
+        tag, dot, _ = sid.rpartition(".")
+        url = self._peers.get(tag)
+        if not dot or tag == self._tag or SIGNATURE in request.headers:
+            return None
+        if url is None:
+            self._relayed("gone")
+            return None
+        if self._under_way >= self._max_requests:
+            self._relayed("full")
+            return None
+        self._under_way += 1
+        try:
+            return await self._pass_on(request, f"{url}{request.path_qs}")
+        except (ClientError, TimeoutError, ConnectionError) as problem:
+            log.debug("relay to %s failed: %s", url, type(problem).__name__)
+            self._relayed("failed")
+            return None
+        finally:
+            self._under_way -= 1
+
+    async def close(self) -> None:
+        """Drop the connections to other nodes."""
+        if self._client is not None:
+            await self._client.close()
+
+    async def _pass_on(self, request: web.Request, url: str) -> web.StreamResponse:
+        if self._client is None:
+            connector = TCPConnector(limit=0, keepalive_timeout=self._poll_s)
+            self._client = ClientSession(connector=connector, auto_decompress=False)
+        at = str(int(time.time()))
+        headers = {name: request.headers[name] for name in KEPT_REQUEST if name in request.headers}
+        headers[SIGNATURE] = f"{at} {self._sign(at, request)}"
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            return await self._tunnel(self._client, request, url, headers)
+        return await self._request(self._client, request, url, headers)
+
+    async def _request(
+        self, client: ClientSession, request: web.Request, url: str, headers: Mapping[str, str]
+    ) -> web.Response:
+        limit = ClientTimeout(total=self._poll_s, sock_connect=CONNECT_S)
+        body = request.content if request.can_read_body else None
+        async with client.request(
+            request.method, url, headers=headers, data=body, timeout=limit, allow_redirects=False
+        ) as answer:
+            self._relayed("poll")
+            kept = {name: answer.headers[name] for name in KEPT_RESPONSE if name in answer.headers}
+            return web.Response(status=answer.status, body=await answer.read(), headers=kept)
+
+    async def _tunnel(
+        self, client: ClientSession, request: web.Request, url: str, headers: Mapping[str, str]
+    ) -> web.StreamResponse:
+        async with asyncio.timeout(self._poll_s):
+            inner = await client.ws_connect(url, headers=headers, max_msg_size=0, autoclose=False)
+        async with inner:
+            outer = web.WebSocketResponse(
+                max_msg_size=self._max_bytes + 1, compress=False, autoclose=False, autoping=False
+            )
+            await outer.prepare(request)
+            if isinstance(request.protocol, Connected):
+                request.protocol.trust()  # the node that has the session minds how much a stranger says
+            self._relayed("websocket")
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_pump(outer, inner))
+                group.create_task(_pump(inner, outer))
+            return outer
+
+    def _sign(self, at: str, request: web.Request) -> str:
+        signed = f"{at} {request.method} {request.path_qs}"
+        return hmac.new(self._secret, signed.encode(), hashlib.sha256).hexdigest()
+
+
+Peer = web.WebSocketResponse | ClientWebSocketResponse
+
+
+async def _pump(source: Peer, sink: Peer) -> None:
+    """Hand messages on until one side ends; then end the other."""
+    with suppress(ConnectionError, RuntimeError):  # RuntimeError: it is closing
+        for taken in count(1):
+            if not await _hand_on(await source.receive(), source, sink):
+                break
+            if taken % PACKETS_PER_TURN == 0:
+                await asyncio.sleep(0)  # neither of the awaited need have waited
+    await source.close()
+    await sink.close()
+
+
+async def _hand_on(message: WSMessage, source: Peer, sink: Peer) -> bool:
+    """Pass a message to the other side, or answer a ping; False when it is the end."""
+    match message.type:
+        case WSMsgType.TEXT:
+            await sink.send_str(message.data)
+        case WSMsgType.BINARY:
+            await sink.send_bytes(message.data)
+        case WSMsgType.PING:
+            await source.pong(message.data)
+        case WSMsgType.PONG:
+            pass
+        case _:
+            return False
+    return True
+
+
+def tag_of(node: str) -> str:
+    """What names a node in a session id: nothing that a client could make use of."""
+    return hashlib.sha256(node.encode()).hexdigest()[:_TAG_CHARS]

@@ -1,0 +1,213 @@
+"""What the sessions of devices do, counted from their facts and effects."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from time import monotonic, time
+from typing import Any, Final, get_args
+
+from gateway import facts as f
+from gateway.instruments import Counts, Histogram, Instruments
+from gateway.topics import FINAL_STATUSES
+
+OTHER: Final = "other"  # an event that is not in the catalogue
+PRESENCES: Final = ("online", "away")
+# The service levels are at 2 s and 10 s: both are bounds.
+WAIT_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
+COMMAND_S: Final = (*WAIT_S, 300, 3600)
+MICRO_S: Final = (1e-05, 2.5e-05, 5e-05, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+_FAILED: Final = 0x80  # MQTT 5 reason codes from here on are failures (2.4)
+
+_OnEffect = Callable[[Any, float], None]
+_OnFact = Callable[[Any, list[f.Effect]], Histogram | None]
+
+
+class SessionMetrics:
+    """Commands, their outcomes, and events of devices.
+
+    Args:
+        events: the names that are labels, `other` for all that are not among them.
+    """
+
+    def __init__(self, make: Instruments, events: Iterable[str]) -> None:
+        families = _Families(make, events)
+        self._events = {name: _Event(families, name) for name in events}
+        self._other = self._events[OTHER]
+        self._durations = {
+            online: {status: families.duration[presence, status] for status in FINAL_STATUSES}
+            for online, presence in zip((True, False), PRESENCES, strict=True)
+        }
+        self._emit_overhead = families.overhead["emit"]
+        self._publish_overhead = families.overhead["publish"]
+        self._event_overhead = families.overhead["event"]
+        self._redeliveries = families.redeliveries[()]
+        self._handed_over = families.handed_over[()]
+        self._unpublished = families.unpublished[()]
+        self._questions = families.questions[()]
+        self._reply_duration = families.reply_duration[()]
+        self.ignored: Counts = families.ignored
+        self._held: OrderedDict[int, float] = OrderedDict()  # id() of a command, which lives → since when
+        self._in_flight = families.in_flight
+        self._bytes = families.bytes
+        families.held.read(lambda: len(self._held))
+        families.oldest.read(self._oldest_age_s)
+        self._on_fact: Mapping[type, _OnFact] = {
+            f.Command: self._command,
+            f.Acked: self._acked,
+            f.Emitted: self._emitted,
+            f.Published: self._published,
+        }
+        self._on_effect: Mapping[type, _OnEffect] = {
+            f.Emit: self._emit,
+            f.Hold: self._hold,
+            f.Conclude: self._conclude,
+            f.HandOver: self._hand_over,
+            f.Publish: self._publish,
+            f.Reply: self._reply,
+            f.Ignore: self._ignore,
+        }
+
+    def observe(self, fact: f.Fact, effects: list[f.Effect], now: float) -> Histogram | None:
+        """Count one step of a session, before its effects are carried out.
+
+        Returns what observes how long the gateway took, from reading what the step is about until its effects are
+        carried out; None for a step whose time says nothing.
+        """
+        handlers = self._on_effect
+        for effect in effects:
+            kind = type(effect)
+            if kind in handlers:
+                handlers[kind](effect, now)
+        on_fact = self._on_fact.get(type(fact))
+        return None if on_fact is None else on_fact(fact, effects)
+
+    def count_open(self, commands: Callable[[], int], size_bytes: Callable[[], int]) -> None:
+        """Ask these for the open commands of all devices, and for the bytes of their payloads."""
+        self._in_flight.read(lambda: commands() - len(self._held))
+        self._bytes.read(size_bytes)
+
+    # facts
+
+    def _command(self, fact: f.Command, effects: list[f.Effect]) -> Histogram | None:
+        if fact.duplicate and not any(getattr(effect, "command", None) is fact for effect in effects):
+            self._redeliveries.n += 1
+            return None
+        self._events.get(fact.event.name, self._other).commands.n += 1
+        for effect in effects:
+            if type(effect) is f.Emit and effect.command is fact:
+                return self._emit_overhead
+        return None
+
+    def _acked(self, _: f.Acked, effects: list[f.Effect]) -> Histogram | None:
+        return self._publish_overhead if effects and type(effects[0]) is f.Conclude else None
+
+    def _emitted(self, fact: f.Emitted, effects: list[f.Effect]) -> Histogram | None:
+        self._events.get(fact.event, self._other).received.n += 1
+        if not (effects and type(effects[0]) is f.Publish):
+            return None
+        if fact.ack_id is not None:
+            self._questions.n += 1
+        return self._event_overhead
+
+    def _published(self, fact: f.Published, effects: list[f.Effect]) -> None:
+        if fact.code >= _FAILED and fact.token > 0 and not any(type(effect) is f.Publish for effect in effects):
+            self._unpublished.n += 1
+
+    # effects
+
+    def _emit(self, effect: f.Emit, _: float) -> None:
+        event = self._events.get(effect.command.event.name, self._other)
+        (event.first if effect.attempt == 1 else event.repeat).n += 1
+        if self._held:
+            self._held.pop(id(effect.command), None)
+
+    def _hold(self, effect: f.Hold, now: float) -> None:
+        self._held[id(effect.command)] = now
+
+    def _conclude(self, effect: f.Conclude, now: float) -> None:
+        command, outcome = effect.command, effect.outcome
+        event = self._events.get(command.event.name, self._other)
+        if effect.emitted_at is not None:
+            event.ack.observe(now - effect.emitted_at)
+        if outcome.late:
+            event.late.n += 1
+            return
+        event.outcomes[outcome.status].n += 1
+        duration, took_s = self._durations[effect.online][outcome.status], outcome.latency_ms / 1000
+        duration.observe(took_s)
+        answer = command.answer
+        if answer.traceparent is not None and answer.is_sampled:
+            duration.exemplify(took_s, answer.trace_id, time())
+        self._end(command)
+
+    def _hand_over(self, effect: f.HandOver, _: float) -> None:
+        self._handed_over.n += 1
+        self._end(effect.command)
+
+    def _oldest_age_s(self) -> float:
+        return monotonic() - next(iter(self._held.values())) if self._held else 0.0
+
+    def _end(self, command: f.Command) -> None:
+        if self._held:
+            self._held.pop(id(command), None)
+
+    def _publish(self, effect: f.Publish, _: float) -> None:
+        outcome = effect.outcome
+        if outcome is not None and not outcome.final:
+            self._events.get(outcome.event, self._other).queued.n += 1
+
+    def _reply(self, effect: f.Reply, now: float) -> None:
+        if effect.asked_at is not None:
+            self._reply_duration.observe(now - effect.asked_at)
+
+    def _ignore(self, effect: f.Ignore, _: float) -> None:
+        self.ignored[effect.what].n += 1
+
+
+class _Families:
+    """The families of this module; what they mean is in deploy/METRICS.md."""
+
+    def __init__(self, make: Instruments, events: Iterable[str]) -> None:
+        counter, gauge, histogram = make.counter, make.gauge, make.histogram
+        self.commands = counter("gateway_commands_total", "Commands received.", event=events)
+        self.redeliveries = counter("gateway_redeliveries_total", "Redeliveries of known commands.")
+        self.outcomes = counter("gateway_outcomes_total", "Commands that ended.", event=events, status=FINAL_STATUSES)
+        self.queued = counter("gateway_queued_total", "Commands that had to wait.", event=events)
+        self.handed_over = counter("gateway_handed_over_total", "Commands that the next owner answers.")
+        self.unpublished = counter("gateway_outcomes_unpublished_total", "Outcomes that the broker refused for good.")
+        self.duration = histogram(
+            "gateway_command_duration_seconds", "From a command's arrival to its final outcome.", COMMAND_S,
+            presence=PRESENCES, status=FINAL_STATUSES,
+        )  # fmt: skip
+        self.ack = histogram("gateway_ack_duration_seconds", "From an emission to its ack.", WAIT_S, event=events)
+        self.overhead = histogram(
+            "gateway_overhead_seconds", "The gateway's own part.", MICRO_S, stage=("emit", "publish", "event")
+        )
+        self.emissions = counter(
+            "gateway_emissions_total", "Commands emitted.", event=events, attempt=("first", "repeat")
+        )
+        self.late = counter("gateway_late_acks_total", "Acks that came after timeout.", event=events)
+        self.in_flight = gauge("gateway_commands_in_flight", "Commands that wait for their ack.")
+        self.held = gauge("gateway_commands_held", "Commands that wait to be emitted.")
+        self.bytes = gauge("gateway_open_command_bytes", "Payloads of commands in flight or held.")
+        self.oldest = gauge("gateway_held_oldest_age_seconds", "How long the one that waits longest has waited.")
+        self.received = counter("gateway_device_events_total", "Events that devices emitted.", event=events)
+        self.questions = counter("gateway_questions_total", "Events that wait for a reply.")
+        self.reply_duration = histogram("gateway_reply_duration_seconds", "From a question to its reply.", WAIT_S)
+        ignored = (*get_args(f.Ignored), "unusable_reply", "unusable_room_event")
+        self.ignored = counter("gateway_ignored_total", "What peers did without meaning.", what=ignored)
+
+
+class _Event:
+    """The instruments of one event."""
+
+    __slots__ = ("ack", "commands", "first", "late", "outcomes", "queued", "received", "repeat")
+
+    def __init__(self, families: _Families, event: str) -> None:
+        self.commands = families.commands[event]
+        self.queued = families.queued[event]
+        self.first = families.emissions[event, "first"]
+        self.repeat = families.emissions[event, "repeat"]
+        self.late = families.late[event]
+        self.ack = families.ack[event]
+        self.outcomes = {status: families.outcomes[event, status] for status in FINAL_STATUSES}
+        self.received = families.received[event]

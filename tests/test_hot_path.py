@@ -1,0 +1,223 @@
+"""What one command, one event and one idle device may cost, in things that can be counted on any machine.
+
+Seconds are for `python -m tests.bench`. Here a real gateway in this process serves raw devices, on a real broker.
+The numbers are exact: who makes the road shorter lowers them.
+"""
+
+import asyncio
+import gc
+import sys
+import tracemalloc
+from asyncio.selector_events import _SelectorSocketTransport as Transport  # type: ignore[attr-defined]
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import mqtt5
+import msgspec
+import pytest
+import socketio
+from aiohttp.web_protocol import RequestHandler
+
+import gateway
+from gateway.app import Gateway
+from gateway.brokers import BrokerUnavailable, LocalBroker, local_broker
+from gateway.config import resolve
+from gateway.mqtt.connection import Connection
+from tests.bench.contenders import UNLIMITED, Running, Timers
+from tests.bench.fleet import PAYLOAD, Fleet, connect_service
+from tests.bench.workloads import Commands, Events, room_events
+from tests.clients.install import missing
+
+COMMANDS = 100
+IDLE_BYTES = 13_000  # of gateway, aiohttp and socketio for one idle device; the transports and the kernel's come on top
+SLACK_BLOCKS = COMMANDS // 2  # what the machinery around may keep: less than one block a command
+WAIT_S = 20.0
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[LocalBroker]:
+    try:
+        async with local_broker("mosquitto", tmp_path) as running:
+            yield running
+    except BrokerUnavailable as problem:
+        missing(str(problem))
+
+
+class World:
+    """A gateway in this process, its devices and a service."""
+
+    def __init__(self, port: int, service: Any) -> None:
+        self.fleet = Fleet(Running(1, port), Timers())
+        self.service = service
+
+    async def commands(self, count: int) -> None:
+        """Send commands, a few at a time, and wait for their outcomes."""
+        commands = Commands(self.service, len(self.fleet))
+        for _ in range(count // len(self.fleet)):
+            commands.saturate(len(self.fleet))
+            await commands.finish()
+        assert (commands.done, commands.wrong) == (count, 0)
+
+    async def events(self, count: int) -> None:
+        """Let devices emit events, and wait until the service has them."""
+        events = Events(self.service, self.fleet)
+        for _ in range(count // len(self.fleet)):
+            events._refill = False
+            events.saturate(len(self.fleet))
+            await events.finish()
+        assert events.done == count
+
+
+@pytest.fixture
+async def world(broker: LocalBroker) -> AsyncIterator[World]:
+    listen = {"devices.listen": "127.0.0.1:0", "admin.listen": "127.0.0.1:0"}
+    node = Gateway(resolve({}, UNLIMITED, {"auth.mode": "open", "mqtt.url": broker.url} | listen))
+    await node.start()
+    world = World(int(node.device_url.rpartition(":")[2]), await connect_service(broker.url))
+    yield world
+    world.fleet.close()
+    world.service.close()
+    await node.stop()
+
+
+class Counts(Counter[str]):
+    """What is counted while a test runs its workload."""
+
+    def task(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **more: Any) -> Any:
+        self["tasks"] += 1
+        return asyncio.Task(coroutine, loop=loop, **more)
+
+    def written(self, transport: Any, data: bytes) -> None:
+        """Note a write of the gateway: to a device, or to the broker, and then which packets it holds."""
+        protocol = transport.get_protocol()
+        if isinstance(protocol, RequestHandler):
+            self["writes to devices"] += 1
+        elif isinstance(protocol, Connection):
+            self["writes to the broker"] += 1
+            while data:
+                packet, size = mqtt5.read(memoryview(data))
+                self[type(packet).__name__] += 1
+                data = data[size:]
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
+    """Counts tasks, writes, MQTT packets and what is encoded and decoded as JSON."""
+    counts = Counts()
+    write, encode, decode = Transport.write, msgspec.json.encode, msgspec.json.decode
+
+    def counting_write(self: Any, data: bytes) -> None:
+        counts.written(self, data)
+        write(self, data)
+
+    def counting_encode(*args: Any, **more: Any) -> bytes:
+        counts["encoded"] += 1
+        return encode(*args, **more)
+
+    def counting_decode(*args: Any, **more: Any) -> Any:
+        counts["decoded"] += 1
+        return decode(*args, **more)
+
+    monkeypatch.setattr(Transport, "write", counting_write)
+    monkeypatch.setattr(msgspec.json, "encode", counting_encode)
+    monkeypatch.setattr(msgspec.json, "decode", counting_decode)
+    return counts
+
+
+def begin(counts: Counts) -> None:
+    """Count from here on."""
+    asyncio.get_running_loop().set_task_factory(counts.task)  # type: ignore[arg-type]
+    counts.clear()
+
+
+async def test_a_command_takes_no_task_and_one_write_each_way(world: World, counts: Counts) -> None:
+    await world.fleet.connect(10)
+    await world.commands(20)
+    begin(counts)
+    await world.commands(COMMANDS)
+    assert counts == {
+        "writes to devices": COMMANDS,
+        "writes to the broker": 2 * COMMANDS,  # the outcome; once the broker has it, the PUBACK of the command
+        "PublishPacket": COMMANDS,
+        "PubAckPacket": COMMANDS,
+        "encoded": 2 * COMMANDS,  # the event for the device, and the outcome
+        "decoded": COMMANDS,  # the ack; the payload is checked by a decoder of its type, and passed on as it is
+    }
+
+
+async def test_an_event_of_a_device_takes_no_task_and_one_write(world: World, counts: Counts) -> None:
+    await world.fleet.connect(10)
+    await world.events(20)
+    begin(counts)
+    await world.events(COMMANDS)
+    assert counts == {
+        "writes to the broker": COMMANDS,
+        "PublishPacket": COMMANDS,
+        "encoded": COMMANDS,
+        "decoded": COMMANDS,
+    }
+
+
+async def test_an_event_for_a_room_is_encoded_once_and_written_once_for_each(world: World, counts: Counts) -> None:
+    await world.fleet.connect(10)
+    await world.fleet.join()
+    begin(counts)
+    (_,) = await room_events(world.service, world.fleet, 0.0)
+    assert counts["writes to devices"] == 10
+    assert counts["encoded"] == 1
+    assert counts["PubAckPacket"] == 1
+
+
+def blocks() -> int:
+    """Blocks of memory that Python has allocated, without garbage."""
+    gc.collect()
+    return sys.getallocatedblocks()
+
+
+async def test_commands_that_are_done_leave_nothing(world: World) -> None:
+    """What is remembered is bounded: once that is full, more commands take no more memory."""
+    await world.fleet.connect(1)
+    await world.commands(3 * COMMANDS)
+    before = blocks()
+    await world.commands(COMMANDS)
+    assert blocks() - before < SLACK_BLOCKS
+
+
+async def test_an_idle_device_takes_one_task_one_timer_and_little_memory(world: World) -> None:
+    """Its WebSocket is read by a task; its link wakes for its keep-alive; heartbeats are on one wheel for all."""
+    await world.fleet.connect(10)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = idle()
+        await world.fleet.connect(60)
+        await world.commands(60)  # what a first command makes, and keeps for the next
+        gc.collect()
+        taken = SimpleNamespace(**{name: (value - before[name]) / 50 for name, value in idle().items()})
+        taken.bytes = allocated((gateway, aiohttp, socketio)) / 50
+    finally:
+        tracemalloc.stop()
+    assert taken.tasks == 1
+    assert taken.timers <= 2  # a timer of a command that is done may still stand
+    assert taken.bytes < IDLE_BYTES
+
+
+def idle() -> dict[str, int]:
+    """How many tasks there are, and timers that are set."""
+    loop: Any = asyncio.get_running_loop()
+    return {"tasks": len(asyncio.all_tasks()), "timers": sum(not timer.cancelled() for timer in loop._scheduled)}
+
+
+def allocated(packages: Iterable[Any]) -> int:
+    """Bytes that were allocated by lines of some packages since tracemalloc started, and are still there."""
+    patterns = [f"{Path(package.__file__).parent}/*" for package in packages]
+    filters = [tracemalloc.Filter(True, pattern) for pattern in patterns]
+    return sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces(filters).traces)
+
+
+def test_the_payload_has_the_size_that_the_bench_names() -> None:
+    assert len(PAYLOAD) == 200
