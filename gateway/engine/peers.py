@@ -46,7 +46,7 @@ class Peer(web.RequestHandler):
         self.due = 0.0
         self._peers = peers
         self._requests = 0
-        self._left_bytes: int | None = MAX_HEAD_BYTES  # that may still come; None: it has to go
+        self._left_bytes: int | None = MAX_HEAD_BYTES  # that may still come; None: not counted, or it has to go
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
@@ -86,6 +86,10 @@ class Peer(web.RequestHandler):
     def _serve(self) -> None:
         self._requests = self._request_count
         self._left_bytes = self._peers.limits.max_request_bytes + MAX_HEAD_BYTES
+
+    def trust(self) -> None:
+        """Count no more what comes: another node minds how much that is."""
+        self._left_bytes = None
 
     # who has to go
 
