@@ -38,7 +38,7 @@ def without() -> None:
         return None
 
     SessionMetrics.observe = observe_nothing  # type: ignore[method-assign, assignment]
-    LinkMetrics.observe = hear_nothing  # type: ignore[method-assign]
+    LinkMetrics.observe = hear_nothing  # type: ignore[method-assign, assignment]
     main(prog_name="gateway")
 
 
