@@ -14,7 +14,6 @@ import msgspec
 from gateway import __version__
 from gateway.catalog import Catalog
 from gateway.commands import read_room_event
-from gateway.logs import Sparse
 from gateway.metrics import Metrics
 from gateway.mqtt import (
     Closed,
@@ -42,7 +41,6 @@ ORIGIN = "origin"  # user property of a relayed event: node and socket that it c
 CENSUS_PAUSE_S = 1.0  # longer than a broker pauses between retained messages
 PRESENCE_WAIT_S = 2.0  # a retained message comes at once if there is one
 STATUS_EVERY_S = 30.0
-UNUSABLE_EVERY_S = 10.0  # between two lines of the log about room events that nobody could use
 ROOM_SESSION_S = 60  # room events that come while the link is down for a moment are not missed
 
 
@@ -75,7 +73,6 @@ class Node:
         self._devices = devices
         self._metrics = metrics
         self._catalog = catalog
-        self._unusable = Sparse(UNUSABLE_EVERY_S)
         self._relay = relay
         self.relays: dict[str, str] = {}  # where the other nodes are, by the tag of their names
         self._session_s = links.session_s
@@ -280,9 +277,7 @@ class Node:
         event = read_room_event(message, self._topics, self._catalog)
         if isinstance(event, str):
             self._metrics.sessions.ignored["unusable_room_event"].n += 1
-            if (left_out := self._unusable.left_out(monotonic())) is not None:
-                fields = {"topic": message.topic[:200], "problem": event[:200], "left_out": left_out}
-                log.warning("unusable room event", extra=fields)
+            log.warning("unusable room event", extra={"topic": message.topic[:200], "problem": event[:200]})
             return
         skipped = dict(message.user_properties).get(ORIGIN)
         sockets = [s for s in self._rooms.members(event.room) if f"{self._life.node} {s.number}" != skipped]
