@@ -8,7 +8,7 @@ import signal
 import ssl
 import sys
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Final
 
 import uvloop
@@ -63,7 +63,8 @@ class Gateway:
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
         catalog = catalog_of(config.catalog)
         metrics = Metrics(catalog, config.node)
-        links = _link_settings(config, tls.to_broker(config.mqtt, self._files))
+        context, shown = tls.to_broker(config.mqtt, self._files)
+        links = _link_settings(config, context)
         rooms: Rooms[Socket] = Rooms()
         admission, proxies = Admission(_admission_limits(config)), Proxies(config.admission.trusted_proxies)
         tokens = token_reader(config.tokens, os.environ, self._files)
@@ -94,7 +95,6 @@ class Gateway:
             config.auth, os.environ, self._files, lambda serials: self._devices.revoke(serials)
         )
         self._devices = Devices(around, self._authenticator, own, config.devices.max_devices)
-        self._open_rooms = [rule.match for rule in config.rooms.rules if rule.allow == "anyone"]
         self._read_metrics(metrics, around, rooms)
         self._door.serve(self._sockets, self._devices)
         contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
@@ -104,6 +104,13 @@ class Gateway:
         registry = admin.registry(metrics.instruments)
         pages = admin.application(lambda: self._pulse.late_s, self._reasons, registry, contract)
         pages.middlewares.append(guard(admin_token(config.admin.token_env, os.environ), self._door.refused))
+        certificates = {
+            "devices": tls.of_server("devices", config.devices.tls_cert, config.devices.tls_key, self._files),
+            "admin": tls.of_server("admin", config.admin.tls_cert, config.admin.tls_key, self._files),
+            "mqtt": shown,
+        }
+        for use, certificate in certificates.items():
+            metrics.node.expiry.read(partial(getattr, certificate, "expires_at", None), use)
         self._ports = {
             "devices": Listener(
                 "devices.listen",
@@ -112,14 +119,14 @@ class Gateway:
                 self._door.refused,
                 limits=_peer_limits(config),
                 proxies=proxies,
-                certificate=tls.of_server("devices", config.devices.tls_cert, config.devices.tls_key, self._files),
+                certificate=certificates["devices"],
             ),
             "admin": Listener(
                 "admin.listen",
                 config.admin.listen,
                 pages,
                 self._door.refused,
-                certificate=tls.of_server("admin", config.admin.tls_cert, config.admin.tls_key, self._files),
+                certificate=certificates["admin"],
             ),
         }
 
@@ -147,8 +154,6 @@ class Gateway:
         self._node.open(self._sockets)
         self._tasks.append(asyncio.create_task(self._adopt(), name="adopt"))
         self._tasks.append(asyncio.create_task(self._files.run(), name="files"))
-        if self._open_rooms:
-            log.warning("rooms are open to anybody, without a token", extra={"rooms": self._open_rooms})
         log.info(
             "gateway started",
             extra={
@@ -213,7 +218,8 @@ class Gateway:
         metrics.sessions.count_open(lambda: around.shared.commands.used, lambda: around.shared.bytes.used)
         metrics.rooms.rooms.read(lambda: len(rooms))
         metrics.rooms.sockets.read(lambda: rooms.memberships)
-        metrics.rooms.anonymous_rules.read(lambda: len(self._open_rooms))
+        open_rooms = sum(rule.allow == "anyone" for rule in self._config.rooms.rules)
+        metrics.rooms.anonymous_rules.read(lambda: open_rooms)
         metrics.node.ready.read(lambda: not self._reasons())
         metrics.node.reloads.read(lambda: self._files.reads, "ok")
         metrics.node.reloads.read(lambda: self._files.failures, "failed")

@@ -18,6 +18,8 @@ from typing import Final
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, ClientWebSocketResponse, TCPConnector, WSMsgType, web
 
+from gateway.engine.peers import trust
+
 log = logging.getLogger(__name__)
 
 SIGNATURE: Final = "X-Gateway-Relay"
@@ -135,6 +137,7 @@ class Relay:
         async with inner:
             outer = web.WebSocketResponse(max_msg_size=self._max_bytes + 1, compress=False, autoclose=False)
             await outer.prepare(request)
+            trust(request)  # the node that has the session bounds what strangers say
             self._relayed("websocket")
             async with asyncio.TaskGroup() as group:
                 group.create_task(_pump(outer, inner))

@@ -240,7 +240,8 @@ class EngineServer:
         return self._proxies.client(request.remote or "", request.headers.getall("X-Forwarded-For", ()))
 
     async def _upgrade(self, request: web.Request, connection: Connection) -> web.StreamResponse:
-        refused = self.admission.handshake(self._address(request), self.now())
+        # By the address of its handshake: this request may come by way of another node.
+        refused = self.admission.handshake(connection.environ["REMOTE_ADDR"], self.now())
         if refused is not None:
             return self._turn_away(request, refused)
         may_probe = connection.may_probe(base64=bool(request.query.get("b64")))
