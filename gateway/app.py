@@ -33,6 +33,7 @@ from gateway.metrics import Metrics
 from gateway.mqtt import Credentials
 from gateway.mqtt.link import Backoff
 from gateway.node import Node
+from gateway.observers import observers_of, tracer_of
 from gateway.proxies import Proxies
 from gateway.pulse import Pulse
 from gateway.relay import MIN_SECRET_BYTES, Relay
@@ -40,12 +41,14 @@ from gateway.rooms import RoomPolicy, Rooms
 from gateway.settings import ConfigError
 from gateway.sockets import Socket, SocketServer
 from gateway.surroundings import LinkSettings, Surroundings, now_rfc3339
+from gateway.systemd import ServiceManager
 from gateway.tokens import token_reader
 from gateway.topics import Life, Topics
 from gateway.watched import Files
 
 log = logging.getLogger(__name__)
 
+STOP_MARGIN_S: Final = 20.0  # beyond `drain_s`: for the last publishes, and for sessions that are given up
 COMPRESS_OVER_BYTES: Final = 1024  # below, it costs more than it saves
 KEY_DELAY_SHARE: Final = 1 / 3  # of the time to authenticate: how long one who guesses keys waits at most
 
@@ -60,6 +63,7 @@ class Gateway:
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
         self._files = Files()
+        self._tracer = tracer_of(config.tracing, config.node)
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
         catalog = catalog_of(config.catalog)
         metrics = Metrics(catalog, config.node)
@@ -72,7 +76,7 @@ class Gateway:
         own = _credentials(config.mqtt.url)
         life = Life(config.node, now_rfc3339())
         relay = config.relay.advertise
-        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), metrics, relay)
+        self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), metrics, catalog, relay)
         self._relay = _relay(config, os.environ, self._node.relays, metrics)
         self._sockets = SocketServer(
             self._door, _engine_options(config), config.devices.path, admission, proxies, self._relay
@@ -90,6 +94,7 @@ class Gateway:
             sockets=self._sockets,
             node_link=self._node,
             metrics=metrics,
+            observers=observers_of(self._tracer),
         )
         self._authenticator = authenticator(
             config.auth, os.environ, self._files, lambda serials: self._devices.revoke(serials)
@@ -110,7 +115,8 @@ class Gateway:
             "mqtt": shown,
         }
         for use, certificate in certificates.items():
-            metrics.node.expiry.read(partial(getattr, certificate, "expires_at", None), use)
+            if certificate is not None:  # what is shown, which is not what is on disk while that is unusable
+                metrics.node.read_expiry(use, partial(getattr, certificate, "expires_at"))
         self._ports = {
             "devices": Listener(
                 "devices.listen",
@@ -187,6 +193,8 @@ class Gateway:
         await self._node.close()
         await self._stop_listening()
         self._pulse.stop()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
         log.info("gateway stopped")
 
     def _beat(self) -> None:
@@ -223,6 +231,9 @@ class Gateway:
         metrics.node.ready.read(lambda: not self._reasons())
         metrics.node.reloads.read(lambda: self._files.reads, "ok")
         metrics.node.reloads.read(lambda: self._files.failures, "failed")
+        if (tracer := self._tracer) is not None:
+            metrics.node.spans.read(lambda: tracer.exported, "exported")
+            metrics.node.spans.read(lambda: tracer.dropped, "dropped")
         if (handler := self._log_handler) is not None:
             metrics.node.read_log(handler.records, lambda: handler.suppressed)
 
@@ -254,9 +265,12 @@ async def _serve(config: Config, log_handler: LogHandler) -> None:
         loop.add_signal_handler(number, signalled)
     gateway = Gateway(config, log_handler)
     loop.add_signal_handler(signal.SIGHUP, gateway.reload)
-    await gateway.start()
-    await stop.wait()
-    await gateway.stop()
+    with ServiceManager(os.environ) as manager:
+        await gateway.start()
+        manager.ready()
+        await stop.wait()
+        manager.stopping(config.devices.drain_s + STOP_MARGIN_S)
+        await gateway.stop()
 
 
 def _link_settings(config: Config, context: ssl.SSLContext | None) -> LinkSettings:

@@ -223,7 +223,7 @@ class Fleet:
             await asyncio.gather(*running, return_exceptions=True)
 
     async def emit_room(self, room: str, event: str, payload: Any = None, *, qos: int = 0) -> None:
-        """Emit an event to every socket of a room, on every node. Raises Disconnected, ValueError."""
+        """Emit an event to every socket of a room; what the gateway refuses, nobody is told. Raises as `send`."""
         body, properties = message_of(payload)
         await self._connected().publish(self._topics.room(room, event), body, qos, properties)
 

@@ -1,7 +1,7 @@
-"""From MQTT messages to commands and replies: properties, limits, payloads. Pure.
+"""From MQTT messages to commands, replies and room events: properties, limits, payloads. Pure.
 
 Never raises on what a service publishes: what is not acceptable becomes a command with a refusal, so that its
-sender is told.
+sender is told. A reply or a room event has no sender who could be: what is wrong with it is returned.
 """
 
 import re
@@ -14,7 +14,7 @@ import msgspec
 from gateway.catalog import Args, Catalog, Event, ended_at
 from gateway.facts import Answer, Command, Replied
 from gateway.mqtt import Message
-from gateway.topics import BINARY_TYPE, MAX_NAME_BYTES, CommandTopic, ReplyTopic, Topics, is_id
+from gateway.topics import BINARY_TYPE, MAX_NAME_BYTES, CommandTopic, ReplyTopic, RoomTopic, Topics, is_id
 
 MAX_ACK_TIMEOUT_MS: Final = 3_600_000  # a command holds memory and an order until it is done
 # W3C Trace Context, 3.2: version (ff is none), trace id and parent id (all zeros are none), flags
@@ -28,6 +28,14 @@ class Policy(msgspec.Struct, frozen=True):
     ack_timeout_s: float = 10.0
     lifetime_s: float = 3600.0
     max_payload_bytes: int = 1_000_000
+
+
+class RoomEvent(msgspec.Struct, frozen=True):
+    """What is to be emitted to every socket of a room."""
+
+    room: str
+    event: str
+    args: Args
 
 
 class CommandReader:
@@ -135,6 +143,33 @@ class CommandReader:
 def _reply(id: str, message: Message, delivery: int | None) -> Replied | str:
     args, problem = read_args(message)
     return f"reply: {problem}" if problem else Replied(id, args, delivery)
+
+
+def read_room_event(message: Message, topics: Topics, catalog: Catalog) -> RoomEvent | str:
+    """Return what a message asks to be emitted to a room, or why it is not.
+
+    Payloads are checked as those of commands are, but for events that devices emit, which the gateway relays.
+    """
+    address = topics.parse(message.topic)
+    if not isinstance(address, RoomTopic):
+        return f"topic: {address}"
+    problem = catalog.refusal(address.event)
+    if problem is None and address.event in catalog:
+        problem = _room_payload(catalog[address.event], message)
+    if problem is not None:
+        return problem
+    args, problem = read_args(message)
+    return RoomEvent(address.room, address.event, args) if problem is None else f"payload: {problem}"
+
+
+def _room_payload(event: Event, message: Message) -> str | None:
+    """What is wrong with the payload of a catalogued event."""
+    if event.from_device:
+        return None
+    if message.content_type == BINARY_TYPE or _property(message, "args") is not None:
+        return f"payload: {event.name} takes one argument at most, as JSON"
+    _, problem = event.read_payload(message.payload)
+    return problem and f"payload: {problem}"
 
 
 def read_args(message: Message) -> tuple[Args, str | None]:

@@ -45,7 +45,7 @@ def _text(expected: str, pattern: str) -> Meta:
 _LEVEL: Final = r"[^+#/\s\x00-\x1f\x7f]+"  # one topic level that needs no quoting anywhere
 
 Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max, extra={"expected": "a number > 0"})]
-Accepted = Literal["open-auth", "anonymous-rooms", "admin-without-token", "plain-mqtt"]
+Accepted = Literal["open-auth", "anonymous-rooms", "admin-without-token", "plain-mqtt", "plain-http"]
 Rate = Annotated[float, Meta(ge=0.01, le=1e9, extra={"expected": "a number from 0.01 to 1000000000"})]
 Count = Annotated[int, _whole(1, 1_000_000)]
 UInt16 = Annotated[int, _whole(1, 65_535)]
@@ -221,6 +221,14 @@ def _node_of_host() -> str:
     return "gw-" + re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:61]
 
 
+class Tracing(Struct, frozen=True, forbid_unknown_fields=True):
+    """Spans of commands whose traceparent says that their trace is recorded."""
+
+    endpoint: Annotated[
+        HttpUrl, _about("An OpenTelemetry collector: OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces")
+    ] = ""
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting of one node; the sections are those of the file."""
 
@@ -237,6 +245,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     catalog: CatalogSettings = CatalogSettings()
     rooms: Rooms = Rooms()
     log: Log = Log()
+    tracing: Tracing = Tracing()
 
 
 def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:

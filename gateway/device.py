@@ -107,6 +107,8 @@ class Device:
         now = monotonic()
         effects = self._session.handle(fact, now)
         overhead = self._around.metrics.sessions.observe(fact, effects, now)
+        for observer in self._around.observers:
+            observer.observe(self.serial, fact, effects, now)
         for effect in effects:
             self._carry_out(effect)
         if effects and self.link is not None:

@@ -178,16 +178,27 @@ class NodeMetrics:
         self.ready = make.gauge("gateway_ready", "Whether /readyz says yes.")
         self.loop_lag = make.histogram("gateway_event_loop_lag_seconds", "How late a timer came.", WAIT_S)[()]
         self.reloads = make.counter("gateway_config_reloads_total", "Files read again.", result=("ok", "failed"))
-        self.expiry = make.gauge(
+        self._expiry = make.gauge(
             "gateway_certificate_expiry_timestamp_seconds", "When a certificate ends.", use=("devices", "admin", "mqtt")
         )
-        for use in self.expiry.labels["use"]:
-            self.expiry.read(lambda: None, use)
+        for use in self._expiry.labels["use"]:
+            self._expiry.read(lambda: None, use)
         self._log_records = make.counter("gateway_log_records_total", "Lines of the log.", level=LEVELS)
         self._log_suppressed = make.counter("gateway_log_suppressed_total", "Lines that were not written.")
         self.spans = make.counter("gateway_spans_total", "Spans.", result=("exported", "dropped"))
         info = make.gauge("gateway_build_info", "Always 1.", **{label: (value,) for label, value in build.items()})
         info[tuple(build.values())].n = 1
+
+    def read_expiry(self, use: str, not_after: Callable[[], float]) -> None:
+        """Say when a certificate ends, in Unix time; not while `not_after` raises ValueError."""
+
+        def read() -> float | None:
+            try:
+                return not_after()
+            except ValueError:
+                return None
+
+        self._expiry.read(read, use)
 
     def read_log(self, records: Mapping[str, int], suppressed: Callable[[], int]) -> None:
         """Count the lines of the log from here on: all by level, and those that were not written."""

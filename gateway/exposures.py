@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Final
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -32,7 +33,7 @@ def refused(config: Config) -> list[str]:
 
 def exposures(config: Config) -> list[Exposure]:
     """Everything that is open, accepted or not."""
-    return [*_devices(config), *_rooms(config), *_admin(config), *_broker(config)]
+    return [*_devices(config), *_rooms(config), *_admin(config), *_broker(config), *_http(config)]
 
 
 def _devices(config: Config) -> Iterator[Exposure]:
@@ -53,7 +54,7 @@ def _rooms(config: Config) -> Iterator[Exposure]:
                 "anonymous-rooms",
                 f"rooms.rules[{number}]",
                 f'"anyone" lets every web page and every stranger read the rooms "{rule.match}"',
-                'use "device" or "self"',
+                'use "token", "device" or "self"',
             )
 
 
@@ -77,6 +78,22 @@ def _broker(config: Config) -> Iterator[Exposure]:
             f"mqtt:// sends passwords, device keys and commands in clear to {url.host}, which is not a private address",
             "use mqtts://",
         )
+
+
+def _http(config: Config) -> Iterator[Exposure]:
+    carried = {
+        "auth.url": (config.auth.url if config.auth.mode == "http" else "", "the keys of devices"),
+        "relay.advertise": (config.relay.advertise, "what devices say, their keys included,"),
+    }
+    for setting, (url, what) in carried.items():
+        parts = urlsplit(url)
+        if parts.scheme == "http" and not is_private(parts.hostname or ""):
+            yield Exposure(
+                "plain-http",
+                setting,
+                f"http:// sends {what} in clear to {parts.hostname}, which is not a private address",
+                "use https://",
+            )
 
 
 def is_loopback(host: str) -> bool:

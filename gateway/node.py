@@ -11,7 +11,9 @@ from typing import TypeVar
 import msgspec
 
 from gateway import __version__
-from gateway.commands import read_args
+from gateway.catalog import Catalog
+from gateway.commands import read_room_event
+from gateway.logs import Sparse
 from gateway.metrics import Metrics
 from gateway.mqtt import (
     Closed,
@@ -29,7 +31,7 @@ from gateway.relay import tag_of
 from gateway.rooms import Rooms
 from gateway.sockets import Socket, SocketServer
 from gateway.surroundings import LinkSettings, client_id, rfc3339
-from gateway.topics import JSON_TYPE, Life, NodeStatus, Presence, RoomTopic, Topics
+from gateway.topics import JSON_TYPE, Life, NodeStatus, Presence, Topics
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ ORIGIN = "origin"  # user property of a relayed event: node and socket that it c
 CENSUS_PAUSE_S = 1.0  # longer than a broker pauses between retained messages
 PRESENCE_WAIT_S = 2.0  # a retained message comes at once if there is one
 STATUS_EVERY_S = 30.0
+UNUSABLE_EVERY_S = 10.0  # between two lines of the log about room events that nobody could use
 ROOM_SESSION_S = 60  # room events that come while the link is down for a moment are not missed
 
 
@@ -49,6 +52,7 @@ class Node:
 
     Args:
         devices: how many devices are here, for the status.
+        catalog: what the events that services emit to rooms have to be.
         relay: URL at which other nodes reach this one; empty if they do not.
     """
 
@@ -61,6 +65,7 @@ class Node:
         rooms: Rooms[Socket],
         devices: Callable[[], int],
         metrics: Metrics,
+        catalog: Catalog,
         relay: str = "",
     ) -> None:
         self._life = life
@@ -68,6 +73,8 @@ class Node:
         self._rooms = rooms
         self._devices = devices
         self._metrics = metrics
+        self._catalog = catalog
+        self._unusable = Sparse(UNUSABLE_EVERY_S)
         self._relay = relay
         self.relays: dict[str, str] = {}  # where the other nodes are, by the tag of their names
         self._session_s = links.session_s
@@ -262,18 +269,18 @@ class Node:
         return not self._displaced
 
     def _room_event(self, message: Message) -> None:
-        address = self._topics.parse(message.topic)
-        args, problem = read_args(message)
-        if not isinstance(address, RoomTopic) or problem:
-            reason = problem or str(address)
+        event = read_room_event(message, self._topics, self._catalog)
+        if isinstance(event, str):
             self._metrics.sessions.ignored["unusable_room_event"].n += 1
-            log.warning("unusable room event", extra={"topic": message.topic[:200], "problem": reason[:200]})
+            if (left_out := self._unusable.left_out(monotonic())) is not None:
+                fields = {"topic": message.topic[:200], "problem": event[:200], "left_out": left_out}
+                log.warning("unusable room event", extra=fields)
             return
         skipped = dict(message.user_properties).get(ORIGIN)
-        sockets = [s for s in self._rooms.members(address.room) if f"{self._life.node} {s.number}" != skipped]
+        sockets = [s for s in self._rooms.members(event.room) if f"{self._life.node} {s.number}" != skipped]
         if sockets:
-            self._sockets.emit_to(sockets, address.event, args)
-        self._metrics.rooms.emitted(address.event, len(sockets), monotonic() - self._link.read_at)
+            self._sockets.emit_to(sockets, event.event, event.args)
+        self._metrics.rooms.emitted(event.event, len(sockets), monotonic() - self._link.read_at)
 
     def _keep_status(self) -> None:
         """Publish the status again where its numbers have changed, now and every STATUS_EVERY_S."""

@@ -14,11 +14,22 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import count
 from typing import Final
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, ClientWebSocketResponse, TCPConnector, WSMsgType, web
+from aiohttp import (
+    ClientError,
+    ClientSession,
+    ClientTimeout,
+    ClientWebSocketResponse,
+    TCPConnector,
+    WSMessage,
+    WSMsgType,
+    web,
+)
 
-from gateway.engine.peers import trust
+from gateway.engine.peers import Peer as Connected
+from gateway.engine.websocket import FRAMES_PER_TURN
 
 log = logging.getLogger(__name__)
 
@@ -135,9 +146,12 @@ class Relay:
         async with asyncio.timeout(self._poll_s):
             inner = await client.ws_connect(url, headers=headers, max_msg_size=0, autoclose=False)
         async with inner:
-            outer = web.WebSocketResponse(max_msg_size=self._max_bytes + 1, compress=False, autoclose=False)
+            outer = web.WebSocketResponse(
+                max_msg_size=self._max_bytes + 1, compress=False, autoclose=False, autoping=False
+            )
             await outer.prepare(request)
-            trust(request)  # the node that has the session bounds what strangers say
+            if isinstance(request.protocol, Connected):
+                request.protocol.trust()  # the node that has the session minds how much a stranger says
             self._relayed("websocket")
             async with asyncio.TaskGroup() as group:
                 group.create_task(_pump(outer, inner))
@@ -155,13 +169,29 @@ Peer = web.WebSocketResponse | ClientWebSocketResponse
 async def _pump(source: Peer, sink: Peer) -> None:
     """Hand messages on until one side ends; then end the other."""
     with suppress(ConnectionError, RuntimeError):  # RuntimeError: it is closing
-        while (message := await source.receive()).type in (WSMsgType.TEXT, WSMsgType.BINARY):
-            if message.type is WSMsgType.TEXT:
-                await sink.send_str(message.data)
-            else:
-                await sink.send_bytes(message.data)
+        for taken in count(1):
+            if not await _hand_on(await source.receive(), source, sink):
+                break
+            if taken % FRAMES_PER_TURN == 0:
+                await asyncio.sleep(0)  # neither of the awaited need have waited
     await source.close()
     await sink.close()
+
+
+async def _hand_on(message: WSMessage, source: Peer, sink: Peer) -> bool:
+    """Pass a message to the other side, or answer a ping; False when it is the end."""
+    match message.type:
+        case WSMsgType.TEXT:
+            await sink.send_str(message.data)
+        case WSMsgType.BINARY:
+            await sink.send_bytes(message.data)
+        case WSMsgType.PING:
+            await source.pong(message.data)
+        case WSMsgType.PONG:
+            pass
+        case _:
+            return False
+    return True
 
 
 def tag_of(node: str) -> str:

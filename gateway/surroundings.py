@@ -6,6 +6,7 @@ from typing import Protocol
 
 import msgspec
 
+from gateway import facts as f
 from gateway.addresses import BrokerUrl
 from gateway.catalog import Catalog
 from gateway.commands import CommandReader
@@ -47,6 +48,13 @@ class NodeLink(Protocol):
         """Ask the broker for a device's retained presence; None if there is none, or no answer."""
 
 
+class Observer(Protocol):
+    """Who is told of every step of every session, beside the metrics."""
+
+    def observe(self, serial: str, fact: f.Fact, effects: list[f.Effect], now: float) -> None:
+        """Take note of a fact and its effects, before they are carried out; `now` is in monotonic seconds."""
+
+
 class Surroundings(msgspec.Struct, frozen=True):
     """What all devices of a node share."""
 
@@ -62,6 +70,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     sockets: SocketServer
     node_link: NodeLink
     metrics: Metrics
+    observers: tuple[Observer, ...] = ()
 
 
 def client_id(prefix: str, name: str) -> str:

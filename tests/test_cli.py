@@ -61,6 +61,7 @@ def test_version() -> None:
         (["call"], "gateway call --online device_status --json"),
         (["watch"], "gateway watch --serial"),
         (["presence"], "gateway presence --follow"),
+        (["status"], "gateway status --admin"),
         (["devices", "import"], "gateway devices import --file"),
         (["devices", "rotate"], "gateway devices rotate --file"),
         (["simulate"], "gateway simulate --url"),
@@ -176,6 +177,19 @@ def test_check_prints_warnings() -> None:
     done = gateway("check", environ={"GATEWAY_SERVICE_HOST": "10.0.0.1"})
     assert done.returncode == 0
     assert done.stderr == "warning: environment GATEWAY_SERVICE_HOST: not a setting, ignored\n"
+
+
+def test_a_variable_may_be_in_a_file(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("mqtt://gateway:a?b@broker\n")
+    done = gateway("check", environ={"GATEWAY_MQTT_URL_FILE": str(secret)})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("environment GATEWAY_MQTT_URL: expected ")
+    assert "a?b" not in done.stderr
+    secret.write_text("mqtt://gateway:a%40b@broker\n")
+    assert gateway("check", environ={"GATEWAY_MQTT_URL_FILE": str(secret)}).stderr == ""
+    done = gateway("check", environ={"GATEWAY_MQTT_URL_FILE": str(tmp_path / "none")})
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
 def test_check_of_a_file_that_is_not_there(tmp_path: Path) -> None:

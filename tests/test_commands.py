@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.catalog import EVENTS, Catalog, Event
-from gateway.commands import MAX_ACK_TIMEOUT_MS, CommandReader, Policy, read_args
+from gateway.commands import MAX_ACK_TIMEOUT_MS, CommandReader, Policy, RoomEvent, read_args, read_room_event
 from gateway.facts import Answer, Command, Replied
 from gateway.mqtt import Message
 from gateway.schemas import Schema
@@ -19,6 +19,7 @@ from gateway.topics import BINARY_TYPE, JSON_TYPE, Topics, is_id
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 POLICY = Policy(ack_timeout_s=10.0, lifetime_s=3600.0, max_payload_bytes=1000)
+TOPICS = Topics("gw/v1")
 COMMANDS = "gw/v1/devices/s1/commands/"
 ACKS = "gw/v1/devices/s1/acks/"
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -328,3 +329,66 @@ def test_arguments_survive_the_way_through_a_room(args: list[Any]) -> None:
     read, problem = read_args(Message("x", payload, content_type=content_type, user_properties=properties))
     assert problem is None
     assert [one if isinstance(one, bytes) else msgspec.json.decode(one) for one in read] == args
+
+
+STRICT = Catalog(
+    [
+        Event("blink", "", "", Schema({"required": ["n"]}), room=True),
+        Event("blinked", "", "", Schema({"required": ["n"]}), room=True, from_device=True),
+    ],
+    rejects_unknown=True,
+)
+
+
+def room_event(event: str, payload: bytes = b"", catalog: Catalog = STRICT, **properties: Any) -> RoomEvent | str:
+    return read_room_event(Message(f"gw/v1/rooms/r/events/{event}", payload, 0, **properties), TOPICS, catalog)
+
+
+@pytest.mark.parametrize("event", EVENTS.values(), ids=lambda event: event.name)
+def test_each_event_may_go_to_a_room(event: Event) -> None:
+    """With the document's example, also where the document sends it to devices only."""
+    payload = b"" if event.payload is None else msgspec.json.encode(dict(event.example))
+    read = room_event(event.name, payload)
+    assert isinstance(read, RoomEvent)
+    assert (read.room, read.event, len(read.args)) == ("r", event.name, event.payload is not None)
+    assert bytes(read.args[0] if read.args else b"") == payload
+
+
+@pytest.mark.parametrize(
+    ("event", "payload", "properties", "problem"),
+    [
+        ("memos_update", b'{"memo_id":"x"}', {}, "payload: Expected `int`, got `str` - at `$.memo_id`"),
+        ("memos_update", b"", {}, "payload: memos_update needs an argument"),
+        ("memos_update", b"{bad", {}, "payload: JSON is malformed"),
+        ("memos_update", b"\x00", {"content_type": BINARY_TYPE}, "payload: memos_update takes one argument"),
+        ("memos_update", b'[{"memo_id":1}]', {"user_properties": (("args", "1"),)}, "payload: memos_update takes one"),
+        ("purge_face_data", b"{}", {}, "payload: purge_face_data takes no argument"),
+        ("blink", b"{}", {}, "payload: "),
+        ("wink", b"{}", {}, "event: not in the catalogue"),
+        ("%", b"{}", {}, "topic: "),
+    ],
+)
+def test_a_room_event_that_is_not_emitted(event: str, payload: bytes, properties: dict[str, Any], problem: str) -> None:
+    read = room_event(event, payload, **properties)
+    assert isinstance(read, str)
+    assert read.startswith(problem)
+
+
+def test_what_a_device_said_is_relayed_as_it_is() -> None:
+    """Its payload is only described: the pages that watch it shall see it, whatever it is."""
+    read = room_event("blinked", b"[1,2]", user_properties=(("args", "2"),))
+    assert isinstance(read, RoomEvent)
+    assert len(read.args) == 2
+    assert isinstance(room_event("blinked", b"\x00", content_type=BINARY_TYPE), RoomEvent)
+
+
+def test_an_unlisted_event_passes_unless_that_is_refused() -> None:
+    assert room_event("wink", b"1", Catalog()) == RoomEvent("r", "wink", (msgspec.Raw(b"1"),))
+    assert room_event("wink", b"\x00", Catalog(), content_type=BINARY_TYPE) == RoomEvent("r", "wink", (b"\x00",))
+
+
+@given(MESSAGES)
+def test_no_room_event_makes_it_raise(message: Message) -> None:
+    read_room_event(message, TOPICS, STRICT)
+    topic = message.topic.replace(COMMANDS, "gw/v1/rooms/r/events/")
+    read_room_event(msgspec.structs.replace(message, topic=topic), TOPICS, Catalog())

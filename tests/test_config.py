@@ -183,7 +183,8 @@ def test_networks_of_proxies_are_networks() -> None:
 
 def test_what_is_accepted_has_a_name() -> None:
     assert problems({"accept": ["open-auth", "all"]}) == [
-        'accept[1]: expected "open-auth" or "anonymous-rooms" or "admin-without-token" or "plain-mqtt", got "all"'
+        'accept[1]: expected "open-auth" or "anonymous-rooms" or "admin-without-token" or "plain-mqtt" or '
+        '"plain-http", got "all"'
     ]
     assert config.resolve({}, {"GATEWAY_ACCEPT": "open-auth,plain-mqtt"}, {}).accept == ("open-auth", "plain-mqtt")
 

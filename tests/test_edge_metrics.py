@@ -103,6 +103,15 @@ def test_links_are_up_or_down(metrics: Metrics) -> None:
     assert counted(metrics) == {"links up": 2, "links down": 3}
 
 
+def test_a_certificate_says_when_it_ends_and_one_that_is_broken_says_nothing(metrics: Metrics) -> None:
+    def broken() -> float:
+        raise ValueError
+
+    metrics.node.read_expiry("devices", lambda: 1_800_000_000.0)
+    metrics.node.read_expiry("admin", broken)
+    assert counted(metrics) == {"certificate_expiry_timestamp_seconds devices": 1_800_000_000}
+
+
 def test_events_for_rooms(metrics: Metrics) -> None:
     metrics.rooms.emitted("memos_update", 3, 0.0002)
     metrics.rooms.emitted(HOSTILE, 0, 0.0002)

@@ -10,6 +10,7 @@ from gateway.config import Config, resolve
 OPEN = ["open-auth"]
 ADMIN = ["admin-without-token"]
 PLAIN = ["plain-mqtt"]
+HTTP = ["plain-http"]
 
 
 def names(table: dict[str, Any]) -> list[str]:
@@ -65,6 +66,16 @@ def listening(host: str, section: str = "devices", **more: Any) -> dict[str, Any
         ({"mqtt": {"url": "mqtt://[2600::1]"}}, PLAIN),
         ({"mqtt": {"url": "mqtts://broker.example.org"}}, []),
         ({"mqtt": {"url": "mqtt+unix:///run/mosquitto/mqtt.sock"}}, []),
+        # the service that checks keys, and the other nodes
+        ({"auth": {"mode": "http", "url": "http://keys:8000/check"}}, []),
+        ({"auth": {"mode": "http", "url": "http://[fd12::1]/check"}}, []),
+        ({"auth": {"mode": "http", "url": "https://keys.example.org/check"}}, []),
+        ({"auth": {"mode": "http", "url": "http://keys.example.org/check"}}, HTTP),
+        ({"auth": {"mode": "http", "url": "http://8.8.8.8:80/check"}}, HTTP),
+        ({"auth": {"mode": "broker", "url": "http://keys.example.org/check"}}, []),
+        ({"relay": {"advertise": "http://10.0.0.5:8080"}}, []),
+        ({"relay": {"advertise": "http://gw-1.example.org:8080"}}, HTTP),
+        ({"relay": {"advertise": "https://gw-1.example.org:8080"}}, []),
     ],
     ids=repr,
 )
@@ -77,6 +88,7 @@ EVERYTHING: dict[str, Any] = {
     "rooms": {"rules": [{"match": "bp_*", "allow": "anyone"}]},
     "admin": {"listen": "0.0.0.0:9464"},
     "mqtt": {"url": "mqtt://user:s3cret@broker.example"},
+    "relay": {"advertise": "http://gw-1.example:8080"},
 }
 LINES = {
     "open-auth": (
@@ -85,7 +97,7 @@ LINES = {
     ),
     "anonymous-rooms": (
         'rooms.rules[0]: "anyone" lets every web page and every stranger read the rooms "bp_*"; '
-        'use "device" or "self", or accept it with accept = ["anonymous-rooms"]'
+        'use "token", "device" or "self", or accept it with accept = ["anonymous-rooms"]'
     ),
     "admin-without-token": (
         "admin.listen: 0.0.0.0:9464 shows metrics and health to whoever reaches it; "
@@ -94,6 +106,10 @@ LINES = {
     "plain-mqtt": (
         "mqtt.url: mqtt:// sends passwords, device keys and commands in clear to broker.example, which is not a "
         'private address; use mqtts://, or accept it with accept = ["plain-mqtt"]'
+    ),
+    "plain-http": (
+        "relay.advertise: http:// sends what devices say, their keys included, in clear to gw-1.example, which is not "
+        'a private address; use https://, or accept it with accept = ["plain-http"]'
     ),
 }
 

@@ -273,7 +273,10 @@ class OwnershipMachine(RuleBasedStateMachine):
 
     @rule(node=NODES)
     def reconnect(self, node: int) -> None:
-        """A link that was cut connects again, unless another has the device by now."""
+        """A link that was cut connects again, unless another has the device by now.
+
+        Nobody comes between the question and the CONNECT: that takes less than a millisecond, and the README tells.
+        """
         owner = self.owners[node]
         if owner is None or owner.connection is not None:
             return
@@ -284,6 +287,7 @@ class OwnershipMachine(RuleBasedStateMachine):
             self.owners[node] = None
         else:
             owner.connect()
+            self.broker_reads(node)
 
     @rule(node=NODES, which=st.integers(0, 3))
     def ack(self, node: int, which: int) -> None:

@@ -84,6 +84,7 @@ def check(path: Path | None, example: bool) -> None:
     from gateway import tls
     from gateway.auth.choice import authenticator
     from gateway.bearer import admin_token
+    from gateway.observers import tracer_of
     from gateway.settings import ConfigError
     from gateway.tokens import token_reader
     from gateway.watched import Files
@@ -97,6 +98,7 @@ def check(path: Path | None, example: bool) -> None:
         lambda: tls.of_server("devices", loaded.devices.tls_cert, loaded.devices.tls_key, files),
         lambda: tls.of_server("admin", loaded.admin.tls_cert, loaded.admin.tls_key, files),
         lambda: tls.to_broker(loaded.mqtt, files),
+        lambda: tracer_of(loaded.tracing, loaded.node),
     ):
         try:
             open_files()

@@ -53,9 +53,9 @@ PROFILES = ("steady", "modern", "old", "slow", "flapping", "mixed")  # of gatewa
     "--connects-per-s",
     metavar="R",
     type=POSITIVE,
-    default=200.0,
+    default=50.0,
     show_default=True,
-    help="How many connect in a second at the beginning.",
+    help="How many connect in a second at the beginning; see admission.handshakes_per_address_per_s of the gateway.",
 )
 @click.option(
     "--events-per-s",

@@ -6,16 +6,9 @@ from typing import Any, Final
 
 from aiohttp import web
 
-# What applications ask of a handshake; the rest would be memory held for as long as the device is connected.
-KEPT_HEADERS: Final = (
-    "Authorization",
-    "Cookie",
-    "Host",
-    "Origin",
-    "User-Agent",
-    "X-Forwarded-For",
-    "X-Forwarded-Proto",
-)
+# What applications ask of a handshake; the rest would be memory held for as long as the device is connected, and the
+# cookies of other applications on the same host are none of our business.
+KEPT_HEADERS: Final = ("Authorization", "User-Agent")
 PREFLIGHT_AGE_S: Final = 600
 
 

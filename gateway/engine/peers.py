@@ -16,7 +16,7 @@ from gateway.crowd import Crowd
 from gateway.engine.wheel import Wheel
 from gateway.proxies import Proxies, plain
 
-MAX_HEAD_BYTES: Final = 65_536  # of a request: far more than any browser behind any proxy sends
+MAX_HEAD_BYTES: Final = 32_768  # of a request: what nginx takes, and more than browsers send; aiohttp keeps it
 MAX_HEADERS: Final = 100
 IDLE_S: Final = 75.0  # between two requests: longer than the pause between two heartbeats of a client that polls
 LINGER_S: Final = 2.0  # how long the rest of a refused body is read, so that the peer gets the answer
@@ -37,17 +37,16 @@ class PeerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Peer(web.RequestHandler):
-    """One TCP connection. A WebSocket's is a stranger's until it is told otherwise."""
+    """One TCP connection, until it becomes a WebSocket."""
 
-    __slots__ = ("_flooded", "_left_bytes", "_peers", "_requests", "due")
+    __slots__ = ("_left_bytes", "_peers", "_requests", "due")
 
     def __init__(self, peers: "Peers", **handling: Any) -> None:
         super().__init__(peers.server, **handling)
         self.due = 0.0
         self._peers = peers
         self._requests = 0
-        self._left_bytes: int | None = MAX_HEAD_BYTES  # that may still come; None: as many as it likes
-        self._flooded: Callable[[], None] | None = None  # who minds a stranger's WebSocket
+        self._left_bytes: int | None = MAX_HEAD_BYTES  # that may still come; None: not counted, or it has to go
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
@@ -64,7 +63,7 @@ class Peer(web.RequestHandler):
         self._left_bytes -= len(data)
         if self._left_bytes < 0:
             self._left_bytes = None
-            self._turn_out_large() if self._flooded is None else self._flooded()
+            self._turn_out_large()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """See `asyncio.Protocol`."""
@@ -80,7 +79,7 @@ class Peer(web.RequestHandler):
 
     def end(self) -> None:
         """Its response is made, and has still to be taken by the peer."""
-        self._left_bytes, self._flooded = MAX_HEAD_BYTES, None
+        self._left_bytes = MAX_HEAD_BYTES
         if self.transport is not None and not self.transport.is_closing():
             self._peers.wait(self, IDLE_S)
 
@@ -88,13 +87,9 @@ class Peer(web.RequestHandler):
         self._requests = self._request_count
         self._left_bytes = self._peers.limits.max_request_bytes + MAX_HEAD_BYTES
 
-    def allow(self, most_bytes: int, flooded: Callable[[], None]) -> None:
-        """Let a stranger send so much; one byte more calls `flooded`, once."""
-        self._left_bytes, self._flooded = most_bytes, flooded
-
     def trust(self) -> None:
-        """It is no stranger any more."""
-        self._left_bytes = self._flooded = None
+        """Count no more what comes: another node minds how much that is."""
+        self._left_bytes = None
 
     # who has to go
 
@@ -209,12 +204,6 @@ async def watched(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     finally:
         peer.end()
-
-
-def trust(request: web.Request) -> None:
-    """Let the peer of a WebSocket send what it likes: somebody else bounds it."""
-    if isinstance(request.protocol, Peer):
-        request.protocol.trust()
 
 
 def _address(peer: Peer) -> str:

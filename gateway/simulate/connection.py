@@ -6,10 +6,10 @@ Does what socket.io-client does with a `Wire`, and nothing that a device decides
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 
@@ -242,7 +242,7 @@ class Connection:
         self.flush()
         self._arm()
 
-    def _start(self, work: "asyncio._CoroutineLike[None]") -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -176,13 +176,11 @@ async def test_malformed_commands_are_rejected_each(
     await serve(api, bystander, 4)
 
 
-@pytest.mark.parametrize("event", [*sorted(RESERVED), "remote%5Fcmd", "$SYS", "a%2fb"])
-async def test_a_room_hears_nothing_that_only_the_gateway_says(
-    api: Service, bystander: Device, victim: Device, event: str
-) -> None:
-    await api.send(f"rooms/AC1/events/{event}", {})
-    await api.send("rooms/AC1/events/hello", 1)
-    assert await victim.expect("hello") == (1,)
+async def test_a_room_hears_nothing_that_only_the_gateway_says(api: Service, bystander: Device, victim: Device) -> None:
+    for number, event in enumerate((*sorted(RESERVED), "remote%5Fcmd", "$SYS", "a%2fb")):
+        await api.send(f"rooms/AC1/events/{event}", {})
+        await api.send("rooms/AC1/events/hello", number)
+        assert await victim.expect("hello") == (number,), event
     assert victim.received.empty()
     assert not victim.gone.is_set()
 

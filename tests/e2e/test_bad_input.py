@@ -6,11 +6,14 @@ Each test has a bystander: a device that must still get its commands, on the con
 import asyncio
 import base64
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.world import WAIT_S, Device, Node, Service, device, viewer
+from gateway.brokers import LocalBroker
+from tests.e2e.hostile import counts
+from tests.e2e.world import WAIT_S, Device, Node, Service, device, gateway, viewer
 
 
 @pytest.fixture(autouse=True)
@@ -179,6 +182,24 @@ async def test_an_oversized_message_closes_its_sender_alone(node: Node) -> None:
     async with device(node, "AC1", transports=["websocket"]) as plate:
         await plate.client.emit("big", "x" * 1_100_000)
         await asyncio.wait_for(plate.gone.wait(), WAIT_S)
+
+
+async def test_a_room_event_that_is_wrong(broker: LocalBroker, api: Service, tmp_path: Path) -> None:
+    """It has no sender to tell: it is not emitted, but counted, and logged once."""
+    config = tmp_path / "strict.toml"
+    config.write_text('[catalog]\nunknown = "reject"\n')
+    async with gateway(broker.url, "--node", "gw-strict", config=str(config)) as strict, device(strict, "AC1") as plate:
+        await plate.client.emit("join_room", {"room": "AC1"})
+        await plate.expect("join_room:ok")
+        for _ in range(5):
+            await api.send("rooms/AC1/events/memos_update", {"memo_id": "x"})
+            await api.send("rooms/AC1/events/unheard_of", {})
+        await api.send("rooms/AC1/events/memos_update", {"memo_id": 20})
+        assert await plate.expect("memos_update") == ({"memo_id": 20},)
+        line = await strict.logged("unusable room event")
+        assert line["problem"] == "payload: Expected `int`, got `str` - at `$.memo_id`"
+        await counts(strict, 10, "gateway_ignored_total", what="unusable_room_event")
+        assert sum(line["message"] == "unusable room event" for line in strict.lines) == 1
 
 
 async def test_junk_never_becomes_a_label(node: Node, api: Service) -> None:

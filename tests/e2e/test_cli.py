@@ -15,13 +15,13 @@ from gateway.brokers import LocalBroker
 from tests.e2e.world import WAIT_S, Node, device, read_all
 
 
-async def command(broker: LocalBroker, *words: str) -> tuple[int, list[str], list[str]]:
+async def command(broker: LocalBroker, *words: str, **environ: str) -> tuple[int, list[str], list[str]]:
     """Run `gateway …` and return its exit status and the lines of stdout and stderr."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "gateway", *words),
         stdout=PIPE,
         stderr=PIPE,
-        env=os.environ | {"GATEWAY_MQTT_URL": broker.url},
+        env=os.environ | {"GATEWAY_MQTT_URL": broker.url} | environ,
     )
     out, err = await asyncio.wait_for(process.communicate(), WAIT_S)
     assert process.returncode is not None

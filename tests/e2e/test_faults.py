@@ -229,7 +229,7 @@ async def test_a_device_that_stops_reading_is_closed_as_slow(broker: LocalBroker
         assert connection.transport is not None
         connection.transport.pause_reading()
         for number in range(200):
-            await api.send("rooms/bp_student_1/events/memos_update", "x" * 100_000, qos=0)
+            await api.send("rooms/bp_student_1/events/large", "x" * 100_000, qos=0)
             if number % 50 == 0:
                 await api.send("devices/AC2/commands/media_stop", {"stop": True}, qos=0)
                 await other.expect("media_stop")

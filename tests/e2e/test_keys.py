@@ -8,11 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from gateway.brokers import LocalBroker
 from tests.auth.registries import key_service
+from tests.e2e.hostile import counted
 from tests.e2e.test_auth import add_device
 from tests.e2e.world import WAIT_S, Device, Service, device, gateway
 
@@ -59,9 +59,7 @@ async def test_a_device_that_is_removed_or_has_another_key_is_disconnected(
                 await again.disconnect()
             await api.send("devices/AC4/commands/device_status")
             await stays.expect("device_status")
-        async with aiohttp.ClientSession() as session, session.get(f"{node.admin}/metrics") as answer:
-            counted = [line for line in (await answer.text()).splitlines() if line.startswith("gateway_devices ")]
-            assert counted == ["gateway_devices 2.0"], "no parked link is left of the others"
+        assert await counted(node, "gateway_devices") == 2, "no parked link is left of the others"
 
 
 async def test_a_node_does_not_take_up_devices_that_were_removed_meanwhile(
@@ -81,8 +79,7 @@ async def test_a_node_does_not_take_up_devices_that_were_removed_meanwhile(
         await node.logged("adopting devices of an earlier life", count=2)
         await api.send("devices/AC2/commands/bind_class", {"id": 1})
         assert (await api.json("devices/AC2/acks/bind_class"))["status"] == "queued"
-        async with aiohttp.ClientSession() as session, session.get(f"{node.admin}/metrics") as answer:
-            assert "gateway_devices 1.0" in (await answer.text()).splitlines()
+        assert await counted(node, "gateway_devices") == 1
 
 
 async def test_sighup_reads_the_keys_again_and_a_broken_file_changes_nothing(
@@ -147,6 +144,5 @@ async def test_who_waits_for_an_answer_for_too_long_is_closed_for_that(broker: L
         await plate.client.emit("authentication", {"signature": base64.b64encode(b"AC1:key").decode()})
         await asyncio.wait_for(plate.gone.wait(), WAIT_S)
         assert plate.received.empty(), "no auth:fail"
-        async with aiohttp.ClientSession() as session, session.get(f"{node.admin}/metrics") as answer:
-            assert 'gateway_closes_total{reason="auth-unavailable"} 1.0' in (await answer.text()).splitlines()
+        assert await counted(node, "gateway_closes_total", reason="auth-unavailable") == 1
         await plate.disconnect()

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.brokers import LocalBroker
 from tests.clients.install import HERE, installed, program
-from tests.e2e.test_rolling_restart import nginx
+from tests.e2e.proxies import Proxy, Upstream, haproxy, nginx
 from tests.e2e.world import PATH, Node, Service, gateway
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -28,9 +28,9 @@ def kind() -> str:
 
 @asynccontextmanager
 async def fleet(
-    broker: LocalBroker, directory: Path, free_port: Callable[[], int]
+    broker: LocalBroker, directory: Path, free_port: Callable[[], int], proxy: Proxy = nginx
 ) -> AsyncIterator[tuple[str, dict[str, Node]]]:
-    """Two nodes that relay to each other, and the URL of a plain round robin in front of them."""
+    """Two nodes that relay to each other, and the URL of a balancer in front of them."""
     ports = [free_port() for _ in range(3)]
     async with AsyncExitStack() as stack:
         nodes = {}
@@ -38,7 +38,8 @@ async def fleet(
             environ = {"GATEWAY_RELAY_ADVERTISE": f"http://127.0.0.1:{port}", "GATEWAY_RELAY_SECRET": SECRET}
             node = gateway(broker.url, "--node", name, listen=f"127.0.0.1:{port}", environ=environ)
             nodes[name] = await stack.enter_async_context(node)
-        yield await stack.enter_async_context(nginx(directory, ports[2], *ports[:2])), nodes
+        balancer = proxy(directory, ports[2], [Upstream(port) for port in ports[:2]], sticky=False)
+        yield await stack.enter_async_context(balancer), nodes
 
 
 async def plate(client: str, url: str, mode: str, serial: str) -> Process:
@@ -61,10 +62,11 @@ async def command(api: Service, serial: str, number: int) -> str:
     return str(outcome["node"])
 
 
+@pytest.mark.parametrize("proxy", [nginx, haproxy])
 async def test_every_client_works_without_sticky_sessions(
-    broker: LocalBroker, api: Service, tmp_path: Path, unused_tcp_port_factory: Callable[[], int]
+    broker: LocalBroker, api: Service, tmp_path: Path, unused_tcp_port_factory: Callable[[], int], proxy: Proxy
 ) -> None:
-    async with fleet(broker, tmp_path, unused_tcp_port_factory) as (url, nodes):
+    async with fleet(broker, tmp_path, unused_tcp_port_factory, proxy) as (url, nodes):
         plates = [await plate(client, url, mode, f"{client}-{mode}") for client, mode in CLIENTS]
         try:
             for client, mode in CLIENTS:

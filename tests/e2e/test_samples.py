@@ -97,8 +97,8 @@ async def test_a_room_of_every_generation(broker: LocalBroker, api: Service, nod
         members = [await stack.enter_async_context(page(node_js, "memos", node.devices, name)) for name in generations]
         for member in members:
             assert await member.line() == "event join_room:ok []"
-        await api.send("rooms/bp_student_101/events/memos_update", {"text": "留言 😀"})
+        await api.send("rooms/bp_student_101/events/memos_update", {"memo_id": 20, "text": "留言 😀"})
         await api.send("rooms/bp_student_101/events/picture", b"\x00\xff", ContentType="application/octet-stream")
         for member in members:
-            assert await member.line() == 'event memos_update [{"text":"留言 😀"}]'
+            assert await member.line() == 'event memos_update [{"memo_id":20,"text":"留言 😀"}]'
             assert await member.line() == 'event picture [{"type":"Buffer","data":[0,255]}]'

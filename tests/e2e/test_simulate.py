@@ -132,6 +132,21 @@ async def _ended(plates: SimulatedFleet, reason: str) -> None:
         await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("profile", ["steady", "old"])
+async def test_a_gateway_that_is_busy(profile: str, broker: LocalBroker, tmp_path: Path) -> None:
+    """Whom it answers 503 comes back until there is room."""
+    config = tmp_path / "slow.toml"
+    config.write_text("[admission]\nhandshakes_per_address_per_s = 2\n")  # and 20 s' worth at once
+    devices = cast([f"SIM{n}" for n in range(44)], PROFILES[profile], lambda _: "key")
+    async with (
+        gateway(broker.url, config=str(config)) as node,
+        SimulatedFleet(node.devices, devices, backoff=QUICK) as plates,
+    ):
+        await asyncio.wait_for(plates.online(), WAIT_S)
+        assert plates.tally.ended.keys() == {"busy"}
+        assert plates.tally.auth_ok == 44
+
+
 async def test_a_key_that_is_not_taken(broker: LocalBroker, tmp_path: Path) -> None:
     """It tries again for ever, with pauses that grow, and is told of once."""
     keys = tmp_path / "keys"

@@ -82,6 +82,7 @@ async def gateway(
     environ: Mapping[str, str] | None = None,
     listen: str = "127.0.0.1:0",
     errors: Collection[str] = (),
+    await_ready: bool = True,
 ) -> AsyncIterator[Node]:
     """Run `gateway serve` on free ports, with open authentication unless told otherwise.
 
@@ -99,7 +100,8 @@ async def gateway(
     try:
         started = await node.logged("gateway started")
         node.devices, node.admin = started["devices"], started["admin"]
-        await node.logged("gateway ready")
+        if await_ready:
+            await node.logged("gateway ready")
         yield node
     finally:
         await node.end(kill=process.returncode is None and sys.exc_info()[0] is not None)

@@ -134,3 +134,10 @@ async def test_payloads_are_not_logged(calm: Bench, peer: Peer, caplog: pytest.L
     assert await socket.receive_str() == "4secret-key"
     await socket.close()
     assert "secret-key" not in caplog.text
+
+
+async def test_what_others_left_with_a_browser_is_not_kept(calm: Bench, peer: Peer) -> None:
+    async with peer.http.get(calm.url, params=peer.query("polling"), headers={"Cookie": "theirs=secret"}) as response:
+        assert response.status == 200
+    (connection,) = calm.connections.values()
+    assert "secret" not in repr(connection.environ)
