@@ -11,16 +11,18 @@ class Cutter:
     Attributes:
         cut_after_bytes: every connection is cut when so many bytes have come from the broker on any.
         refuse_with: the reason code of the CONNACK that every new connection is refused with.
+        spared: how many of the oldest connections `cut` leaves alone; the first is the node's own.
     """
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in order of age
         self.url = ""
         self.cut_after_bytes: int | None = None
         self.cuts = 0
         self.refuse_with: mqtt5.ConnAckReasonCode | None = None
         self.refusals = 0
+        self.spared = 0
 
     async def __aenter__(self) -> "Cutter":
         await self.up(0)
@@ -41,24 +43,30 @@ class Cutter:
         await self.cut()
 
     async def cut(self) -> None:
-        """Cut every connection."""
-        for task in tuple(self._tasks):
+        """Cut every connection that is not spared."""
+        tasks = tuple(self._tasks)[self.spared :]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
+        self._tasks[task] = None
         if self.refuse_with is not None:
             self.refusals += 1
             await reader.read(65_536)
             writer.write(mqtt5.ConnAckPacket(reason_code=self.refuse_with).write())
             await writer.drain()
             writer.close()
-            self._tasks.discard(task)
+            self._tasks.pop(task, None)
             return
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        except ConnectionError:
+            self._tasks.pop(task, None)
+            writer.transport.abort()
+            return
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pipe(reader, up_writer, counted=False))
@@ -66,7 +74,7 @@ class Cutter:
         except* (ConnectionError, EOFError):
             pass
         finally:
-            self._tasks.discard(task)
+            self._tasks.pop(task, None)
             for one in (writer, up_writer):
                 one.transport.abort()
 

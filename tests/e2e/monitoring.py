@@ -54,8 +54,10 @@ class Pager:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         self.url = f"127.0.0.1:{runner.addresses[0][1]}"
-        yield
-        await runner.cleanup()
+        try:
+            yield
+        finally:
+            await runner.cleanup()
 
     async def _hear(self, request: web.Request) -> web.Response:
         now = datetime.now(UTC)
@@ -147,6 +149,7 @@ async def prometheus(directory: Path, pager: Pager) -> AsyncIterator[Prometheus]
         f"--storage.tsdb.path={home / 'data'}",
         f"--web.listen-address={address}",
         "--enable-feature=exemplar-storage",
+        "--rules.alert.resend-delay=1s",  # what fires before it has found the pager would be told a minute later
         "--log.format=json",
         stdout=DEVNULL,
         stderr=PIPE,
