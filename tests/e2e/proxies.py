@@ -39,7 +39,7 @@ async def nginx(directory: Path, port: int, nodes: Sequence[Upstream], *, tls: b
     """See `Proxy`."""
     listen = nginx_listen(directory, port) if tls else f"listen {port};"
     write_nginx(directory, listen, "\n".join(f"server 127.0.0.1:{node.port};" for node in nodes))
-    async with _running(nginx_command(directory), directory / "error.log", port):
+    async with running_nginx(directory, port):
         yield f"{'https' if tls else 'http'}://127.0.0.1:{port}"
 
 
@@ -50,6 +50,13 @@ async def haproxy(directory: Path, port: int, nodes: Sequence[Upstream], *, tls:
     config.write_text(haproxy_config(directory, port, nodes, tls=tls), "utf-8")
     async with _running(haproxy_command(config), directory / "haproxy.log", port):
         yield f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+
+
+@asynccontextmanager
+async def running_nginx(directory: Path, port: int) -> AsyncIterator[None]:
+    """The nginx whose files are in a directory."""
+    async with _running(nginx_command(directory), directory / "error.log", port):
+        yield
 
 
 def write_nginx(directory: Path, listen: str, nodes: str) -> None:
