@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -29,7 +30,7 @@ from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
 from gateway.relay import tag_of
 from gateway.rooms import Rooms
 from gateway.sockets import Socket, SocketServer
-from gateway.surroundings import LinkSettings, client_id, rfc3339
+from gateway.surroundings import OWNER_SPEAKS_WITHIN_S, LinkSettings, client_id, rfc3339
 from gateway.topics import JSON_TYPE, Life, NodeStatus, Presence, Topics
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Node:
         self._orphans: dict[str, Presence] | None = None  # what an earlier life left, while that is looked for
         self._said: NodeStatus | None = None
         self._refresh: asyncio.TimerHandle | None = None
+        self._reopen: asyncio.TimerHandle | None = None
         self._link = Link(
             links.address,
             Options(
@@ -122,8 +124,9 @@ class Node:
 
     async def close(self) -> None:
         """Say offline and disconnect."""
-        if self._refresh is not None:
-            self._refresh.cancel()
+        for timer in (self._refresh, self._reopen):
+            if timer is not None:
+                timer.cancel()
         self.publish(self._message(self._offline()))
         await self._link.close()
 
@@ -209,8 +212,13 @@ class Node:
             case Refused() if not self._displaced:
                 log.error("broker refused the node", extra={"code": event.code, "reason": event.reason})
                 self._trouble = f"the broker refuses this node: {event.reason} (0x{event.code:02X})"
-            case Closed():
-                self._displace()
+            case Closed() if not self._displaced:
+                self._up.clear()
+                log.warning("broker lost", extra={"reason": event.reason})
+                self._trouble = f"the node's session was taken over: {event.reason}"
+                # By another process of this name, or by whoever used its client id: the retained status tells.
+                wait_s = random.uniform(*OWNER_SPEAKS_WITHIN_S)  # noqa: S311 - spread, not secret
+                self._reopen = asyncio.get_running_loop().call_later(wait_s, self._link.open)
 
     def _subscribed(self, event: Subscribed) -> None:
         if self._displaced:

@@ -149,8 +149,7 @@ class Connection:
 
     def watch_stranger(self, socket: WebSocket) -> None:
         """Bound what comes over a WebSocket until the application admits the connection."""
-        if not self.session.admitted:
-            socket.allow(STRANGER_BYTES, self.flooded)
+        socket.trust() if self.session.admitted else socket.allow(STRANGER_BYTES, self.flooded)
 
     def refused(self, reason: Refusal) -> None:
         """The peer was refused something."""
