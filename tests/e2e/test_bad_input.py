@@ -185,7 +185,7 @@ async def test_an_oversized_message_closes_its_sender_alone(node: Node) -> None:
 
 
 async def test_a_room_event_that_is_wrong(broker: LocalBroker, api: Service, tmp_path: Path) -> None:
-    """It has no sender to tell: it is not emitted, but counted, and logged once."""
+    """It has no sender to tell: it is not emitted, but counted and logged."""
     config = tmp_path / "strict.toml"
     config.write_text('[catalog]\nunknown = "reject"\n')
     async with gateway(broker.url, "--node", "gw-strict", config=str(config)) as strict, device(strict, "AC1") as plate:
@@ -199,7 +199,6 @@ async def test_a_room_event_that_is_wrong(broker: LocalBroker, api: Service, tmp
         line = await strict.logged("unusable room event")
         assert line["problem"] == "payload: Expected `int`, got `str` - at `$.memo_id`"
         await counts(strict, 10, "gateway_ignored_total", what="unusable_room_event")
-        assert sum(line["message"] == "unusable room event" for line in strict.lines) == 1
 
 
 async def test_junk_never_becomes_a_label(node: Node, api: Service) -> None:
