@@ -9,7 +9,6 @@ import ssl
 import sys
 from collections.abc import Mapping
 from functools import cache, partial
-from pathlib import Path
 from typing import Final
 
 import uvloop
@@ -68,7 +67,8 @@ class Gateway:
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
         catalog = catalog_of(config.catalog)
         metrics = Metrics(catalog, config.node)
-        links = _link_settings(config, tls.to_broker(config.mqtt, self._files))
+        context, shown = tls.to_broker(config.mqtt, self._files)
+        links = _link_settings(config, context)
         rooms: Rooms[Socket] = Rooms()
         admission, proxies = Admission(_admission_limits(config)), Proxies(config.admission.trusted_proxies)
         tokens = token_reader(config.tokens, os.environ, self._files)
@@ -100,7 +100,6 @@ class Gateway:
             config.auth, os.environ, self._files, lambda serials: self._devices.revoke(serials)
         )
         self._devices = Devices(around, self._authenticator, own, config.devices.max_devices)
-        self._open_rooms = [rule.match for rule in config.rooms.rules if rule.allow == "anyone"]
         self._read_metrics(metrics, around, rooms)
         self._door.serve(self._sockets, self._devices)
         contract = cache(lambda: asyncapi.as_yaml(asyncapi.document(config, catalog)))
@@ -110,6 +109,14 @@ class Gateway:
         registry = admin.registry(metrics.instruments)
         pages = admin.application(lambda: self._pulse.late_s, self._reasons, registry, contract)
         pages.middlewares.append(guard(admin_token(config.admin.token_env, os.environ), self._door.refused))
+        certificates = {
+            "devices": tls.of_server("devices", config.devices.tls_cert, config.devices.tls_key, self._files),
+            "admin": tls.of_server("admin", config.admin.tls_cert, config.admin.tls_key, self._files),
+            "mqtt": shown,
+        }
+        for use, certificate in certificates.items():
+            if certificate is not None:  # what is shown, which is not what is on disk while that is unusable
+                metrics.node.read_expiry(use, partial(getattr, certificate, "expires_at"))
         self._ports = {
             "devices": Listener(
                 "devices.listen",
@@ -118,14 +125,14 @@ class Gateway:
                 self._door.refused,
                 limits=_peer_limits(config),
                 proxies=proxies,
-                certificate=tls.of_server("devices", config.devices.tls_cert, config.devices.tls_key, self._files),
+                certificate=certificates["devices"],
             ),
             "admin": Listener(
                 "admin.listen",
                 config.admin.listen,
                 pages,
                 self._door.refused,
-                certificate=tls.of_server("admin", config.admin.tls_cert, config.admin.tls_key, self._files),
+                certificate=certificates["admin"],
             ),
         }
 
@@ -153,8 +160,6 @@ class Gateway:
         self._node.open(self._sockets)
         self._tasks.append(asyncio.create_task(self._adopt(), name="adopt"))
         self._tasks.append(asyncio.create_task(self._files.run(), name="files"))
-        if self._open_rooms:
-            log.warning("rooms are open to anybody, without a token", extra={"rooms": self._open_rooms})
         log.info(
             "gateway started",
             extra={
@@ -221,19 +226,11 @@ class Gateway:
         metrics.sessions.count_open(lambda: around.shared.commands.used, lambda: around.shared.bytes.used)
         metrics.rooms.rooms.read(lambda: len(rooms))
         metrics.rooms.sockets.read(lambda: rooms.memberships)
-        metrics.rooms.anonymous_rules.read(lambda: len(self._open_rooms))
+        open_rooms = sum(rule.allow == "anyone" for rule in self._config.rooms.rules)
+        metrics.rooms.anonymous_rules.read(lambda: open_rooms)
         metrics.node.ready.read(lambda: not self._reasons())
         metrics.node.reloads.read(lambda: self._files.reads, "ok")
         metrics.node.reloads.read(lambda: self._files.failures, "failed")
-        config = self._config
-        certificates = {
-            "devices": config.devices.tls_cert,
-            "admin": config.admin.tls_cert,
-            "mqtt": config.mqtt.cert_file,
-        }
-        for use, path in certificates.items():
-            if path:
-                metrics.node.read_expiry(use, partial(tls.not_after, Path(path)))
         if (tracer := self._tracer) is not None:
             metrics.node.spans.read(lambda: tracer.exported, "exported")
             metrics.node.spans.read(lambda: tracer.dropped, "dropped")

@@ -336,6 +336,7 @@ class Deliveries:
         about_to_be_emitted = job.confirming is not None and self._socket is not None
         if not job.told and not about_to_be_emitted:
             job.told = True
+            self._effects.append(f.Queue(job.command))
             self._outcomes.say(self._outcome(job, now, "queued", final=False), job.command.answer)
 
     def _wake(self, job: _Job, at: float) -> None:

@@ -33,7 +33,7 @@ from gateway.mqtt import (
 from gateway.mqtt.link import TIMER_GRAIN_S, Down, Link, LinkEvent, Refused, Unavailable
 from gateway.session import DeviceSession
 from gateway.sockets import Socket
-from gateway.surroundings import Surroundings, client_id, now_rfc3339
+from gateway.surroundings import OWNER_SPEAKS_WITHIN_S, Surroundings, client_id, now_rfc3339
 from gateway.topics import JSON_TYPE, Presence
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,6 @@ CATCH_UP_S: Final = 10.0
 CLAIM_LOOK_S: Final = 10.0  # until a device that would leave, but is being admitted, is looked at again
 CATCH_UP_LOOK_S: Final = 0.01
 FAILED: Final = 0x80  # MQTT 5 reason codes from here on are failures (2.4)
-OWNER_SPEAKS_WITHIN_S: Final = (1.0, 2.0)  # a node that takes a device over publishes its presence at once
 
 
 class Device:

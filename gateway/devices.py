@@ -81,6 +81,8 @@ class Devices:
             device.open()
             if not await device.ready():
                 return Verdict.MOVED
+            if device.online:
+                self._count_move(claim.serial)
             welcome(device)
             return Verdict.ACCEPTED
 
@@ -157,13 +159,17 @@ class Devices:
     def _forget(self, device: Device) -> None:
         """Drop a device that moved or was away for too long, unless another has its place."""
         if device.link is None:
-            moves = self._flaps.moved(device.serial, asyncio.get_running_loop().time())
-            if moves >= FLAP_MOVES:
-                self._around.metrics.sockets.flaps.n += 1
-                log.warning("device flaps between nodes", extra={"serial": device.serial, "moves": moves})
+            self._count_move(device.serial)
         if self._devices.get(device.serial) is device:
             del self._devices[device.serial]
         self._let_go(device.close(), device.serial)
+
+    def _count_move(self, serial: str) -> None:
+        """A device went from one socket that lives to another, here or elsewhere."""
+        moves = self._flaps.moved(serial, asyncio.get_running_loop().time())
+        if moves >= FLAP_MOVES:
+            self._around.metrics.sockets.flaps.n += 1
+            log.warning("device flaps", extra={"serial": serial, "moves": moves})
 
     def _let_go(self, closing: Coroutine[None, None, None], serial: str) -> None:
         task = asyncio.create_task(closing, name=f"close-{serial}")

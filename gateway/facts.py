@@ -233,6 +233,12 @@ class Hold(msgspec.Struct, frozen=True):
     command: Command
 
 
+class Queue(msgspec.Struct, frozen=True):
+    """The sender of a command is told that it is queued; to be counted."""
+
+    command: Command
+
+
 class Conclude(msgspec.Struct, frozen=True):
     """A command has its final outcome, or a late one; to be counted.
 
@@ -251,5 +257,9 @@ class HandOver(msgspec.Struct, frozen=True):
     command: Command
 
 
-Note = Ignore | Hold | Conclude | HandOver  # nothing is to be done for these
+class Abandon(msgspec.Struct, frozen=True):
+    """The broker refused a final outcome for good: nobody hears of it; to be counted."""
+
+
+Note = Ignore | Hold | Queue | Conclude | HandOver | Abandon  # nothing is to be done for these
 Effect = Emit | Reply | Publish | Relay | Puback | Drop | Note

@@ -115,26 +115,6 @@ def _key(record: logging.LogRecord) -> Key:
     return record.name, str(record.msg), str(reason) if isinstance(reason, Enum) else ""
 
 
-class Sparse:
-    """Has something that a peer can do at any rate logged at most every `every_s` seconds."""
-
-    __slots__ = ("_every_s", "_left_out", "_next")
-
-    def __init__(self, every_s: float) -> None:
-        self._every_s = every_s
-        self._next = 0.0
-        self._left_out = 0
-
-    def left_out(self, now: float) -> int | None:
-        """How many were left out since the last line, or None if this one is to be, too; `now` is monotonic."""
-        if now < self._next:
-            self._left_out += 1
-            return None
-        self._next = now + self._every_s
-        count, self._left_out = self._left_out, 0
-        return count
-
-
 class _Human(logging.Formatter):
     """`2026-01-31T12:00:00.123+08:00 INFO    message key=value …`, in local time."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,6 @@ import msgspec
 from gateway import __version__
 from gateway.catalog import Catalog
 from gateway.commands import read_room_event
-from gateway.logs import Sparse
 from gateway.metrics import Metrics
 from gateway.mqtt import (
     Closed,
@@ -30,7 +30,7 @@ from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
 from gateway.relay import tag_of
 from gateway.rooms import Rooms
 from gateway.sockets import Socket, SocketServer
-from gateway.surroundings import LinkSettings, client_id, rfc3339
+from gateway.surroundings import OWNER_SPEAKS_WITHIN_S, LinkSettings, client_id, rfc3339
 from gateway.topics import JSON_TYPE, Life, NodeStatus, Presence, Topics
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,6 @@ ORIGIN = "origin"  # user property of a relayed event: node and socket that it c
 CENSUS_PAUSE_S = 1.0  # longer than a broker pauses between retained messages
 PRESENCE_WAIT_S = 2.0  # a retained message comes at once if there is one
 STATUS_EVERY_S = 30.0
-UNUSABLE_EVERY_S = 10.0  # between two lines of the log about room events that nobody could use
 ROOM_SESSION_S = 60  # room events that come while the link is down for a moment are not missed
 
 
@@ -74,7 +73,6 @@ class Node:
         self._devices = devices
         self._metrics = metrics
         self._catalog = catalog
-        self._unusable = Sparse(UNUSABLE_EVERY_S)
         self._relay = relay
         self.relays: dict[str, str] = {}  # where the other nodes are, by the tag of their names
         self._session_s = links.session_s
@@ -86,6 +84,7 @@ class Node:
         self._orphans: dict[str, Presence] | None = None  # what an earlier life left, while that is looked for
         self._said: NodeStatus | None = None
         self._refresh: asyncio.TimerHandle | None = None
+        self._reopen: asyncio.TimerHandle | None = None
         self._link = Link(
             links.address,
             Options(
@@ -125,8 +124,9 @@ class Node:
 
     async def close(self) -> None:
         """Say offline and disconnect."""
-        if self._refresh is not None:
-            self._refresh.cancel()
+        for timer in (self._refresh, self._reopen):
+            if timer is not None:
+                timer.cancel()
         self.publish(self._message(self._offline()))
         await self._link.close()
 
@@ -212,8 +212,13 @@ class Node:
             case Refused() if not self._displaced:
                 log.error("broker refused the node", extra={"code": event.code, "reason": event.reason})
                 self._trouble = f"the broker refuses this node: {event.reason} (0x{event.code:02X})"
-            case Closed():
-                self._displace()
+            case Closed() if not self._displaced:
+                self._up.clear()
+                log.warning("broker lost", extra={"reason": event.reason})
+                self._trouble = f"the node's session was taken over: {event.reason}"
+                # By another process of this name, or by whoever used its client id: the retained status tells.
+                wait_s = random.uniform(*OWNER_SPEAKS_WITHIN_S)  # noqa: S311 - spread, not secret
+                self._reopen = asyncio.get_running_loop().call_later(wait_s, self._link.open)
 
     def _subscribed(self, event: Subscribed) -> None:
         if self._displaced:
@@ -272,9 +277,7 @@ class Node:
         event = read_room_event(message, self._topics, self._catalog)
         if isinstance(event, str):
             self._metrics.sessions.ignored["unusable_room_event"].n += 1
-            if (left_out := self._unusable.left_out(monotonic())) is not None:
-                fields = {"topic": message.topic[:200], "problem": event[:200], "left_out": left_out}
-                log.warning("unusable room event", extra=fields)
+            log.warning("unusable room event", extra={"topic": message.topic[:200], "problem": event[:200]})
             return
         skipped = dict(message.user_properties).get(ORIGIN)
         sockets = [s for s in self._rooms.members(event.room) if f"{self._life.node} {s.number}" != skipped]

@@ -73,7 +73,10 @@ class Outcomes:
         final = self._publishing.pop(token, None)
         if final is None:
             return None
-        if code < REFUSED or final.last_try:
+        if code < REFUSED:
+            return final.delivery
+        if final.last_try:
+            self._effects.append(f.Abandon())
             return final.delivery
         error = f"the broker refused the outcome with 0x{code:02X}"
         outcome = msgspec.structs.replace(final.outcome, data=None, error=error)

@@ -28,8 +28,8 @@ from aiohttp import (
     web,
 )
 
-from gateway.engine.connection import PACKETS_PER_TURN
 from gateway.engine.peers import Peer as Connected
+from gateway.engine.websocket import FRAMES_PER_TURN
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ async def _pump(source: Peer, sink: Peer) -> None:
         for taken in count(1):
             if not await _hand_on(await source.receive(), source, sink):
                 break
-            if taken % PACKETS_PER_TURN == 0:
+            if taken % FRAMES_PER_TURN == 0:
                 await asyncio.sleep(0)  # neither of the awaited need have waited
     await source.close()
     await sink.close()

@@ -15,7 +15,6 @@ PRESENCES: Final = ("online", "away")
 WAIT_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
 COMMAND_S: Final = (*WAIT_S, 300, 3600)
 MICRO_S: Final = (1e-05, 2.5e-05, 5e-05, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
-_FAILED: Final = 0x80  # MQTT 5 reason codes from here on are failures (2.4)
 
 _OnEffect = Callable[[Any, float], None]
 _OnFact = Callable[[Any, list[f.Effect]], Histogram | None]
@@ -32,10 +31,6 @@ class SessionMetrics:
         families = _Families(make, events)
         self._events = {name: _Event(families, name) for name in events}
         self._other = self._events[OTHER]
-        self._durations = {
-            online: {status: families.duration[presence, status] for status in FINAL_STATUSES}
-            for online, presence in zip((True, False), PRESENCES, strict=True)
-        }
         self._emit_overhead = families.overhead["emit"]
         self._publish_overhead = families.overhead["publish"]
         self._event_overhead = families.overhead["event"]
@@ -54,14 +49,14 @@ class SessionMetrics:
             f.Command: self._command,
             f.Acked: self._acked,
             f.Emitted: self._emitted,
-            f.Published: self._published,
         }
         self._on_effect: Mapping[type, _OnEffect] = {
             f.Emit: self._emit,
             f.Hold: self._hold,
             f.Conclude: self._conclude,
             f.HandOver: self._hand_over,
-            f.Publish: self._publish,
+            f.Queue: self._queue,
+            f.Abandon: self._abandon,
             f.Reply: self._reply,
             f.Ignore: self._ignore,
         }
@@ -108,10 +103,6 @@ class SessionMetrics:
             self._questions.n += 1
         return self._event_overhead
 
-    def _published(self, fact: f.Published, effects: list[f.Effect]) -> None:
-        if fact.code >= _FAILED and fact.token > 0 and not any(type(effect) is f.Publish for effect in effects):
-            self._unpublished.n += 1
-
     # effects
 
     def _emit(self, effect: f.Emit, _: float) -> None:
@@ -131,8 +122,9 @@ class SessionMetrics:
         if outcome.late:
             event.late.n += 1
             return
-        event.outcomes[outcome.status].n += 1
-        duration, took_s = self._durations[effect.online][outcome.status], outcome.latency_ms / 1000
+        count, online, away = event.outcomes[outcome.status]
+        count.n += 1
+        duration, took_s = online if effect.online else away, outcome.latency_ms / 1000
         duration.observe(took_s)
         answer = command.answer
         if answer.traceparent is not None and answer.is_sampled:
@@ -150,10 +142,11 @@ class SessionMetrics:
         if self._held:
             self._held.pop(id(command), None)
 
-    def _publish(self, effect: f.Publish, _: float) -> None:
-        outcome = effect.outcome
-        if outcome is not None and not outcome.final:
-            self._events.get(outcome.event, self._other).queued.n += 1
+    def _queue(self, effect: f.Queue, _: float) -> None:
+        self._events.get(effect.command.event.name, self._other).queued.n += 1
+
+    def _abandon(self, _: f.Abandon, __: float) -> None:
+        self._unpublished.n += 1
 
     def _reply(self, effect: f.Reply, now: float) -> None:
         if effect.asked_at is not None:
@@ -209,5 +202,12 @@ class _Event:
         self.repeat = families.emissions[event, "repeat"]
         self.late = families.late[event]
         self.ack = families.ack[event]
-        self.outcomes = {status: families.outcomes[event, status] for status in FINAL_STATUSES}
+        self.outcomes = {
+            status: (
+                families.outcomes[event, status],
+                families.duration["online", status],
+                families.duration["away", status],
+            )
+            for status in FINAL_STATUSES
+        }
         self.received = families.received[event]

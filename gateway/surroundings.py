@@ -2,7 +2,7 @@
 
 import ssl
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -16,6 +16,8 @@ from gateway.mqtt import Message
 from gateway.mqtt.link import Backoff
 from gateway.sockets import SocketServer
 from gateway.topics import Life, Presence, Topics
+
+OWNER_SPEAKS_WITHIN_S: Final = (1.0, 2.0)  # a node that takes a device over publishes its presence at once
 
 
 class LinkSettings(msgspec.Struct, frozen=True):

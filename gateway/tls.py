@@ -30,6 +30,7 @@ class Certificate:
 
     Attributes:
         context: a handshake shows the certificate that was current when it began.
+        expires_at: when the present one ends, in Unix time.
 
     Raises:
         ValueError: one line; the files cannot be used.
@@ -43,16 +44,13 @@ class Certificate:
     def load(self) -> None:
         """Read the files anew; if they are unusable nothing changes. Raises ValueError."""
         self.check()
+        expires_at = not_after(self.paths[0])
         _load(self.context, *self.paths)
+        self.expires_at = expires_at
 
     def check(self) -> None:
         """Raise ValueError if the files cannot be used as they are now."""
         _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), *self.paths)
-
-    @property
-    def expires_at(self) -> float:
-        """When the certificate that is in the file ends, in Unix time. Raises ValueError."""
-        return not_after(self.paths[0])
 
     def watch(self, files: Files) -> None:
         """Read it again when one of its files changes."""
@@ -106,21 +104,22 @@ def of_server(section: str, certificate: str, key: str, files: Files) -> Certifi
     return found
 
 
-def to_broker(mqtt: Mqtt, files: Files) -> ssl.SSLContext | None:
-    """How links connect to the broker; None if not by TLS. Raises ConfigError."""
+def to_broker(mqtt: Mqtt, files: Files) -> tuple[ssl.SSLContext | None, Certificate | None]:
+    """How links connect to the broker, None if not by TLS; and what they show there. Raises ConfigError."""
     if not mqtt.url.tls:
-        return None
+        return None, None
     try:
         context = client_context(mqtt.ca_file)
     except ValueError as problem:
         raise ConfigError([f"mqtt.ca_file: {problem}"]) from None
-    if mqtt.cert_file:
-        try:
-            found = Certificate(context, Path(mqtt.cert_file), Path(mqtt.key_file or mqtt.cert_file))
-        except ValueError as problem:
-            raise ConfigError([f"mqtt.cert_file: {problem}"]) from None
-        found.watch(files)
-    return context
+    if not mqtt.cert_file:
+        return context, None
+    try:
+        found = Certificate(context, Path(mqtt.cert_file), Path(mqtt.key_file or mqtt.cert_file))
+    except ValueError as problem:
+        raise ConfigError([f"mqtt.cert_file: {problem}"]) from None
+    found.watch(files)
+    return context, found
 
 
 def not_after(path: Path) -> float:

@@ -206,8 +206,3 @@ def test_messages_without_end_are_one_message(
     for number in range(5000):
         log.info(f"message {number}")  # noqa: G004
     assert len(lines_of(capsys)) == logs.MAX_KEYS + 10
-
-
-def test_what_a_peer_repeats_is_logged_sparsely() -> None:
-    sparse = logs.Sparse(10.0)
-    assert [sparse.left_out(now) for now in (100.0, 100.0, 109.9, 110.0, 111.0, 500.0)] == [0, None, None, 2, None, 1]

@@ -15,7 +15,7 @@ from gateway.topics import Client, Life, Topics
 
 CATALOG = Catalog()
 CLIENT = Client(4, "websocket", "127.0.0.1")
-COUNTED = (f.Hold, f.Conclude, f.HandOver)
+COUNTED = (f.Hold, f.Queue, f.Conclude, f.HandOver, f.Abandon)
 OK: Args = ({"ack": True},)
 AT = "2026-01-01T00:00:00.000+00:00"
 

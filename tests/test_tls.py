@@ -136,7 +136,7 @@ def test_settings_that_cannot_be_used_name_themselves(tmp_path: Path, authority:
             tls.to_broker(mqtt, Files())
     with pytest.raises(ConfigError, match=r"admin\.tls_cert: "):
         tls.of_server("admin", none, none, Files())
-    assert tls.to_broker(Mqtt(), Files()) is None
+    assert tls.to_broker(Mqtt(), Files()) == (None, None)
     assert tls.of_server("admin", "", "", Files()) is None
 
 

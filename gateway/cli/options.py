@@ -70,9 +70,10 @@ def broker_tls(url: str) -> "SSLContext | None":
 
     ca, certificate, key = (os.environ.get(f"GATEWAY_MQTT_{name}_FILE", "") for name in ("CA", "CERT", "KEY"))
     try:
-        return to_broker(Mqtt(url=address, ca_file=ca, cert_file=certificate, key_file=key), Files())
+        context, _ = to_broker(Mqtt(url=address, ca_file=ca, cert_file=certificate, key_file=key), Files())
     except ConfigError as error:
         raise Refused(str(error)) from None
+    return context
 
 
 def unreachable(error: Exception) -> Refused:

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, ClassVar, Final, Protocol
 
 from gateway.admission import Refusal
-from gateway.engine.codec import Generation, Malformed, Packet, decode_frame
+from gateway.engine.codec import Generation, Packet, decode_frame
 from gateway.engine.effects import (
     Answer,
     Closed,
@@ -30,12 +30,9 @@ from gateway.engine.effects import (
 )
 from gateway.engine.options import EngineOptions
 from gateway.engine.session import Session
-from gateway.engine.websocket import TOO_BIG, WebSocket
+from gateway.engine.websocket import FRAMES_PER_TURN, TOO_BIG, WebSocket
 
 logger = logging.getLogger(__name__)
-
-# aiohttp hands over what has come without waiting, and 256 KB may be 40,000 frames: then one peer holds up all others.
-PACKETS_PER_TURN: Final = 8  # a quarter of a millisecond
 
 Pending = Awaitable[object] | None
 
@@ -142,21 +139,17 @@ class Connection:
 
     # -- for the transports ----------------------------------------------------------------------------
 
-    async def open(self, socket: WebSocket | None = None) -> None:
-        """Send OPEN and introduce the connection to the application."""
+    def open(self, socket: WebSocket | None = None) -> Pending:
+        """Send OPEN and introduce the connection to the application; what comes back is to be waited for."""
         self._socket = socket
         self.apply(self.session.open())
         self._busy += 1
-        try:
-            await self.settle(self._called(self._app.on_connected, self))
-        except asyncio.CancelledError:  # the peer left meanwhile
-            self.close(CloseReason.TRANSPORT_ERROR)
-            raise
+        pending = self._called(self._app.on_connected, self)
+        return None if pending is None else self.settle(pending)
 
     def watch_stranger(self, socket: WebSocket) -> None:
         """Bound what comes over a WebSocket until the application admits the connection."""
-        if not self.session.admitted:
-            socket.allow(STRANGER_BYTES, self.flooded)
+        socket.trust() if self.session.admitted else socket.allow(STRANGER_BYTES, self.flooded)
 
     def refused(self, reason: Refusal) -> None:
         """The peer was refused something."""
@@ -170,52 +163,60 @@ class Connection:
                 socket.close(TOO_BIG)
         self.close(CloseReason.MALFORMED)
 
-    async def receive(self, packet: Packet) -> None:
-        """Take a packet from the session's transport, until the application is done with it."""
+    def receive(self, packet: Packet) -> Pending:
+        """Take a packet from the session's transport; what comes back is to be waited for before the next."""
         self.read_at = monotonic()
         pending = self.apply(self.session.receive(packet, self._app.now()))
-        if pending is not None:
-            await self.settle(pending)
+        return None if pending is None else self.settle(pending)
 
     async def give_way(self, size: int) -> None:
-        """Charge the peer for what it sent, so much: let the others have their turn, and wait if it sends too fast."""
+        """Charge the peer for a packet of a body, and let the others have their turn."""
+        wait_s = self._charge(size)
+        self._taken = (self._taken + 1) % FRAMES_PER_TURN
+        if wait_s > 0 or not self._taken:
+            await asyncio.sleep(wait_s)
+
+    def _charge(self, size: int) -> float:
+        """Charge the peer for what it sent, so much; how long it has to wait, if it sends too fast, else 0."""
         options, now = self._app.options, self._app.now()
         cost_s = max(1 / options.messages_per_s, size / options.bytes_per_s)
         self._paid_until = max(self._paid_until, now) + cost_s
-        self._taken = (self._taken + 1) % PACKETS_PER_TURN
         wait_s = min(self._paid_until - now - PACE_BURST_S, PACE_WAIT_MAX_S)
-        if wait_s > 0:
-            self.refused(Refusal.MESSAGE_RATE)
-            self.session.hold(wait_s)
-            await asyncio.sleep(wait_s)
-        elif not self._taken:
-            await asyncio.sleep(0)
+        if wait_s <= 0:
+            return 0.0
+        self.refused(Refusal.MESSAGE_RATE)
+        self.session.hold(wait_s)
+        return wait_s
 
-    async def carry(self, socket: WebSocket) -> None:
-        """Read a WebSocket, first as a probe if it is one, until it ends."""
-        end = CloseReason.TRANSPORT_ERROR
-        try:
-            while socket is self._socket or socket is self._probe:
-                frame = await socket.read()
-                if isinstance(frame, CloseReason):
-                    end = frame
-                    break
-                if frame is not None:
-                    await self._take(socket, decode_frame(self.generation, frame))
-                await self.give_way(len(frame or ""))
-        except Malformed:
-            end = CloseReason.MALFORMED
-        finally:
+    def hear(self, socket: WebSocket, frame: str | bytes | None) -> Pending:
+        """Take a message of a WebSocket, which may be one that probes."""
+        pending: Pending = None
+        if frame is not None:
+            packet = decode_frame(self.generation, frame)
             if socket is self._socket:
-                self.close(end)
+                pending = self.receive(packet)
             elif socket is self._probe:
-                self.apply(self.session.probe_lost())
+                self.apply(self.session.receive_probe(packet, self._app.now()))
+        wait_s = self._charge(len(frame or ""))
+        return self._held_up(pending, wait_s) if wait_s else pending
 
-    async def _take(self, socket: WebSocket, packet: Packet) -> None:
+    async def _held_up(self, pending: Pending, wait_s: float) -> None:
+        if pending is not None:
+            await pending
+        await asyncio.sleep(wait_s)
+
+    def ended(self, socket: WebSocket, reason: CloseReason) -> None:
+        """A WebSocket ended by itself."""
         if socket is self._socket:
-            await self.receive(packet)
+            self.close(reason)
         elif socket is self._probe:
-            self.apply(self.session.receive_probe(packet, self._app.now()))
+            self.apply(self.session.probe_lost())
+        else:
+            socket.close()
+
+    def keep(self, pending: Awaitable[object]) -> None:
+        """See to it that `pending` is awaited."""
+        self._app.keep(pending)
 
     def may_probe(self, *, base64: bool) -> bool:
         """A WebSocket wants to take over; whether it may try."""
@@ -226,6 +227,7 @@ class Connection:
     def probe(self, socket: WebSocket) -> None:
         """`socket`, which the session let in, probes from here on."""
         self._probe = socket
+        socket.start(self)
         if not self.session.probing:  # it came too late
             self.apply((DropProbe(),))
 

@@ -37,17 +37,16 @@ class PeerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Peer(web.RequestHandler):
-    """One TCP connection. A WebSocket's is a stranger's until it is told otherwise."""
+    """One TCP connection, until it becomes a WebSocket."""
 
-    __slots__ = ("_flooded", "_left_bytes", "_peers", "_requests", "due")
+    __slots__ = ("_left_bytes", "_peers", "_requests", "due")
 
     def __init__(self, peers: "Peers", **handling: Any) -> None:
         super().__init__(peers.server, **handling)
         self.due = 0.0
         self._peers = peers
         self._requests = 0
-        self._left_bytes: int | None = MAX_HEAD_BYTES  # that may still come; None: as many as it likes
-        self._flooded: Callable[[], None] | None = None  # who minds a stranger's WebSocket
+        self._left_bytes: int | None = MAX_HEAD_BYTES  # that may still come; None: not counted, or it has to go
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
@@ -64,7 +63,7 @@ class Peer(web.RequestHandler):
         self._left_bytes -= len(data)
         if self._left_bytes < 0:
             self._left_bytes = None
-            self._turn_out_large() if self._flooded is None else self._flooded()
+            self._turn_out_large()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """See `asyncio.Protocol`."""
@@ -80,7 +79,7 @@ class Peer(web.RequestHandler):
 
     def end(self) -> None:
         """Its response is made, and has still to be taken by the peer."""
-        self._left_bytes, self._flooded = MAX_HEAD_BYTES, None
+        self._left_bytes = MAX_HEAD_BYTES
         if self.transport is not None and not self.transport.is_closing():
             self._peers.wait(self, IDLE_S)
 
@@ -88,13 +87,9 @@ class Peer(web.RequestHandler):
         self._requests = self._request_count
         self._left_bytes = self._peers.limits.max_request_bytes + MAX_HEAD_BYTES
 
-    def allow(self, most_bytes: int, flooded: Callable[[], None]) -> None:
-        """Let a stranger send so much; one byte more calls `flooded`, once."""
-        self._left_bytes, self._flooded = most_bytes, flooded
-
     def trust(self) -> None:
-        """It is no stranger any more."""
-        self._left_bytes = self._flooded = None
+        """Count no more what comes: another node minds how much that is."""
+        self._left_bytes = None
 
     # who has to go
 

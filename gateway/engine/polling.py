@@ -125,7 +125,9 @@ async def _receive_all(request: web.Request, connection: Connection, options: En
     if not binary and jsonp_index(request, connection) is not None:
         body = decode_jsonp(body)
     for packet in decode_payload(connection.generation, body, binary=binary):
-        await connection.receive(packet)
+        pending = connection.receive(packet)
+        if pending is not None:
+            await pending
         await connection.give_way(len(packet.data))
         if connection.session.closed is CloseReason.MALFORMED:
             raise Malformed("said the session")

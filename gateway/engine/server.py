@@ -28,10 +28,10 @@ from gateway.engine import polling
 from gateway.engine.codec import Generation, generation_of
 from gateway.engine.connection import Connection, Pending
 from gateway.engine.effects import CloseReason, Transport
+from gateway.engine.handshake import accept
 from gateway.engine.headers import cookie_of, cors, environ_of, preflight
 from gateway.engine.options import EngineOptions
 from gateway.engine.session import Session
-from gateway.engine.websocket import WebSocket
 from gateway.engine.wheel import Wheel
 from gateway.proxies import Proxies
 
@@ -201,19 +201,18 @@ class EngineServer:
         cookie = cookie_of(self.options.cookie, sid)
         if transport is Transport.POLLING:
             connection = self._add(sid, generation, transport, request, address)
-            await connection.open()
+            await _introduced(connection)
             response = await polling.answer_poll(request, connection, self.options)
             if cookie is not None:
                 response.headers["Set-Cookie"] = cookie
             return response
-        socket = await self._accept(request, cookie)
+        socket = accept(request, self.options, cookie)
         if socket is None:
             return polling.refuse(polling.BAD_REQUEST)
         connection = self._add(sid, generation, transport, request, address)
         connection.watch_stranger(socket)
-        await connection.open(socket)
-        await connection.carry(socket)
-        return socket.response
+        socket.start(connection, connection.open(socket))
+        return web.Response()  # which nobody sends
 
     def _place(self, sid: str, address: str) -> Refused | None:
         """Find a place among the strangers, if need be that of another; None, or why there is none."""
@@ -245,7 +244,7 @@ class EngineServer:
         if refused is not None:
             return self._turn_away(request, refused)
         may_probe = connection.may_probe(base64=bool(request.query.get("b64")))
-        socket = await self._accept(request)
+        socket = accept(request, self.options)
         if socket is None:
             if may_probe:
                 connection.apply(connection.session.probe_lost())
@@ -253,16 +252,9 @@ class EngineServer:
         if may_probe:
             connection.watch_stranger(socket)
             connection.probe(socket)
-            await connection.carry(socket)
         else:
             socket.close()  # as the reference server does: clients take a refusal for a broken network
-        return socket.response
-
-    async def _accept(self, request: web.Request, cookie: str | None = None) -> WebSocket | None:
-        try:
-            return await WebSocket.accept(request, self.options, cookie)
-        except (web.HTTPException, ConnectionError):
-            return None
+        return web.Response()  # which nobody sends
 
     def _add(
         self, sid: str, generation: Generation, transport: Transport, request: web.Request, address: str
@@ -370,6 +362,18 @@ class EngineServer:
     async def sleep(self, seconds: float = 0) -> None:
         """`asyncio.sleep`."""
         await asyncio.sleep(seconds)
+
+
+async def _introduced(connection: Connection) -> None:
+    """Wait until the application knows a connection that polls."""
+    pending = connection.open()
+    if pending is None:
+        return
+    try:
+        await pending
+    except asyncio.CancelledError:  # the peer left meanwhile
+        connection.close(CloseReason.TRANSPORT_ERROR)
+        raise
 
 
 def _hold(task: asyncio.Future[object], tasks: set[asyncio.Future[object]]) -> asyncio.Future[object]:

@@ -1,28 +1,31 @@
-"""One WebSocket on aiohttp: whole frames out at once, messages in one by one.
+"""One WebSocket: whole frames out at once, messages in one by one, as they come.
 
-aiohttp does the handshake, reads, and answers the close frame. All else is written here, straight to the
-transport: `send_str` is a coroutine, and what it would wait for is exactly what must not be waited for. The
-transport's own buffer holds what the kernel does not take, and its high-water mark is the limit.
+aiohttp parses frames. Writes go straight to the transport: its own buffer holds what the kernel does not take, and its
+high-water mark is the limit. Messages are handed over as they are parsed; where that has to wait, a task takes over
+until it has caught up, and the peer is not read meanwhile.
 """
 
 import asyncio
 import struct
 import zlib
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
 
-from aiohttp import WSMsgType, web
+from aiohttp import WebSocketError, WSMessage, WSMsgType
+from aiohttp._websocket.reader import WebSocketDataQueue  # the parser takes no other sink
+from aiohttp.http import WebSocketReader, WSMessageTextBytes
 
-from gateway.engine.codec import to_utf8
+from gateway.engine.codec import Malformed, to_utf8
 from gateway.engine.effects import CloseReason
 from gateway.engine.options import EngineOptions
-from gateway.engine.peers import Peer
 
-CLOSE_WAIT_S: Final = 1.0  # for the peer's half of a closing handshake that aiohttp began
 FLUSH_WAIT_S: Final = 10.0  # for a peer to take what was written before a close
 GOODBYE: Final = 1000  # RFC 6455 7.4.1
 TOO_BIG: Final = 1009
 SYNC_TAIL: Final = b"\x00\x00\xff\xff"  # RFC 7692 7.2.1: not sent
+KEPT_BYTES: Final = 65_536  # of messages that wait, before the peer is not read
+# What has come at once, up to 256 KB, may be 40,000 frames: then one peer holds up all others.
+FRAMES_PER_TURN: Final = 8  # a quarter of a millisecond
 _TEXT, _BINARY, _CLOSE, _PONG, _FIN, _DEFLATED = 0x1, 0x2, 0x8, 0xA, 0x80, 0x40
 
 
@@ -36,84 +39,193 @@ def encode_header(opcode: int, length: int, *, deflated: bool = False) -> bytes:
     return struct.pack("!BBQ", first, 127, length)
 
 
-class WebSocket:
-    """A WebSocket that has been accepted. Writes never wait and never raise."""
+class Hearer(Protocol):
+    """Who a WebSocket works for."""
 
-    __slots__ = ("_deflate_over_bytes", "_protocol", "_transport", "response")
-
-    def __init__(self, response: web.WebSocketResponse, request: web.Request, options: EngineOptions) -> None:
-        transport = request.transport
-        if transport is None:
-            raise ConnectionResetError("gone before it was accepted")
-        transport.set_write_buffer_limits(high=options.max_buffer_bytes)
-        self.response = response
-        self._protocol = request.protocol
-        self._transport = transport
-        self._deflate_over_bytes = options.deflate_websockets_over_bytes if response.compress else None
-
-    @classmethod
-    async def accept(cls, request: web.Request, options: EngineOptions, cookie: str | None = None) -> "WebSocket":
-        """Shake hands.
+    def hear(self, socket: "WebSocket", frame: str | bytes | None) -> Awaitable[object] | None:
+        """A message came, or with None a control frame; what comes back is waited for before the next.
 
         Raises:
-            aiohttp.web.HTTPException: the request is no WebSocket handshake.
-            ConnectionError: the peer left.
+            Malformed: it is no packet.
         """
-        if not request.headers.get("Sec-WebSocket-Key", "").isascii():
-            raise web.HTTPBadRequest(text="bad key")
-        offered = request.headers.get("Sec-WebSocket-Protocol", "")
-        response = web.WebSocketResponse(
-            timeout=CLOSE_WAIT_S,
-            autoping=False,  # aiohttp would answer any number of pings before anybody else has a turn
-            protocols=[name.strip() for name in offered.split(",")],
-            compress=options.deflate_websockets_over_bytes is not None,
-            max_msg_size=options.max_payload_bytes + 1,  # aiohttp refuses what is as long as this
-        )
-        if cookie is not None:
-            response.headers["Set-Cookie"] = cookie
-        await response.prepare(request)
-        return cls(response, request, options)
 
-    async def read(self) -> str | bytes | CloseReason | None:
-        """The next message, why there is none, or None: a control frame, which has been answered."""
-        message = await self.response.receive()
-        if message.type is WSMsgType.PING or message.type is WSMsgType.PONG:
-            if message.type is WSMsgType.PING and not self._protocol.writing_paused:
-                self._send(encode_header(_PONG, len(message.data)) + message.data)
+    def ended(self, socket: "WebSocket", reason: CloseReason) -> None:
+        """No more messages come; said once."""
+
+    def keep(self, pending: Awaitable[object]) -> None:
+        """See to it that `pending` is awaited."""
+
+
+class _Inbox(WebSocketDataQueue):
+    """Where the parser puts messages: handed over at once, or kept for the task that catches up."""
+
+    __slots__ = ("socket",)
+
+    def __init__(self, socket: "WebSocket", loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(socket, KEPT_BYTES, loop=loop)  # type: ignore[arg-type]  # it asks for reading to be paused
+        self.socket = socket
+
+    @property
+    def waits(self) -> bool:
+        """Whether a message does."""
+        return bool(self._buffer)
+
+    def feed_data(self, data: Any, size: int) -> None:
+        if self.socket.is_behind:
+            super().feed_data(data, size)
+        else:
+            self.socket.take(data)
+
+    def feed_eof(self) -> None:
+        """aiohttp's own connection is over, not this."""
+
+    def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
+        self.socket.fail(exc)
+
+
+class WebSocket(asyncio.Protocol):
+    """A WebSocket that has been accepted. Writes never wait and never raise; `parser` is None once it has ended."""
+
+    __slots__ = (
+        "_behind", "_code", "_compress", "_deflate_over_bytes", "_flooded", "_hearer", "_inbox", "_left_bytes",
+        "_reading_paused", "_stalled", "_transport", "_turn", "parser",
+    )  # fmt: skip
+
+    def __init__(self, transport: asyncio.Transport, options: EngineOptions, compress: int) -> None:
+        transport.set_write_buffer_limits(high=options.max_buffer_bytes)
+        self._transport = transport
+        self._compress = compress
+        self._deflate_over_bytes = options.deflate_websockets_over_bytes if compress else None
+        self._inbox: _Inbox | None = _Inbox(self, asyncio.get_running_loop())
+        max_bytes = options.max_payload_bytes + 1  # aiohttp refuses what is as long as this
+        self.parser: WebSocketReader | None = WebSocketReader(self._inbox, max_bytes, bool(compress), True)
+        self._hearer: Hearer | None = None
+        self._behind: asyncio.Task[None] | None = None
+        self._turn = 0  # frames that were taken in this turn of the event loop
+        self._stalled = False  # the transport's buffer is full
+        self._reading_paused = False
+        self._code = GOODBYE
+        self._left_bytes: int | None = None  # that may still come; None: as many as it likes
+        self._flooded: Callable[[], None] | None = None
+
+    # -- messages in -----------------------------------------------------------------------------------
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether messages have to be kept."""
+        return self._behind is not None or self._hearer is None or self._turn >= FRAMES_PER_TURN
+
+    def start(self, hearer: Hearer, pending: Awaitable[object] | None = None) -> None:
+        """Hand messages over from now on; what came before waits for `pending`."""
+        self._hearer = hearer
+        if self.parser is None:  # what came with the handshake was no WebSocket frame, or the peer has left
+            self._end(CloseReason.MALFORMED)
+            if pending is not None:
+                hearer.keep(pending)
+        elif pending is not None or (self._inbox is not None and self._inbox.waits):
+            self._fall_behind(pending)
+
+    def allow(self, most_bytes: int, flooded: Callable[[], None]) -> None:
+        """Let the peer send so much, until `trust`; with more, `flooded` is called, once."""
+        self._left_bytes, self._flooded = most_bytes, flooded
+
+    def trust(self) -> None:
+        """Let the peer send what it likes."""
+        self._left_bytes = self._flooded = None
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self._left_bytes is not None:
+            self._left_bytes -= len(data)
+            if self._left_bytes < 0 and self._flooded is not None:
+                flooded = self._flooded
+                self.trust()
+                flooded()
+        parser, self._turn = self.parser, 0
+        if parser is None:
+            return
+        parser.feed_data(data)
+        if self._behind is None and self._hearer is not None and self._inbox is not None and self._inbox.waits:
+            self._fall_behind(None)
+
+    def take(self, message: WSMessage) -> None:
+        """A message was parsed, and nothing is before it."""
+        self._turn += 1
+        pending = self._hear(message)
+        if pending is not None:
+            self._fall_behind(pending)
+
+    def _hear(self, message: WSMessage | WSMessageTextBytes) -> Awaitable[object] | None:
+        hearer, kind = self._hearer, message.type
+        if hearer is None:
             return None
-        if message.type is WSMsgType.TEXT or message.type is WSMsgType.BINARY:
-            data: str | bytes = message.data
-            return data
-        if message.type is WSMsgType.CLOSE:
-            return CloseReason.CLIENT
-        if message.type is WSMsgType.ERROR and not isinstance(message.data, ConnectionError):
-            return CloseReason.MALFORMED
-        return CloseReason.TRANSPORT_ERROR
+        try:
+            if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
+                return hearer.hear(self, message.data)
+            if kind is WSMsgType.CLOSE:
+                self._end(CloseReason.CLIENT)
+                return None
+            if kind is WSMsgType.PING and not self._stalled:
+                self.send(encode_header(_PONG, len(message.data)) + message.data)
+            return hearer.hear(self, None)
+        except Malformed:
+            self._end(CloseReason.MALFORMED)
+            return None
+
+    def _fall_behind(self, pending: Awaitable[object] | None) -> None:
+        """Go on when `pending` is done, in a task of its own."""
+        assert self._hearer is not None
+        self._behind = asyncio.get_running_loop().create_task(self._catch_up(pending))
+        self._hearer.keep(self._behind)
+
+    async def _catch_up(self, pending: Awaitable[object] | None) -> None:
+        """Take what waits, a few frames in each turn of the event loop."""
+        while True:
+            await (asyncio.sleep(0) if pending is None else pending)
+            pending, self._turn = None, 0
+            while pending is None and self._turn < FRAMES_PER_TURN:
+                if self._inbox is None or not self._inbox.waits:
+                    self._behind = None
+                    return
+                self._turn += 1
+                pending = self._hear(await self._inbox.read())
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    def fail(self, error: BaseException) -> None:
+        """What came is no WebSocket frame."""
+        self._code = error.code if isinstance(error, WebSocketError) else self._code
+        self._end(CloseReason.MALFORMED)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._end(CloseReason.TRANSPORT_ERROR)
+
+    def _end(self, reason: CloseReason) -> None:
+        hearer, self._hearer = self._hearer, None
+        behind, self._behind = self._behind, None
+        self._inbox = self.parser = None
+        if behind is not None and behind is not asyncio.current_task():
+            behind.cancel()
+        if hearer is not None:
+            hearer.ended(self, reason)
+
+    # -- messages out ----------------------------------------------------------------------------------
 
     def write(self, frame: str | bytes) -> bool:
         """Send a message; whether the peer keeps up. What is over the limit is not written."""
-        if self._protocol.writing_paused:
+        if self._stalled:
             return False
         data, opcode = (to_utf8(frame), _TEXT) if isinstance(frame, str) else (frame, _BINARY)
         deflated = self._deflate_over_bytes is not None and len(data) > self._deflate_over_bytes
         if deflated:
             data = self._deflate(data)
-        self._send(encode_header(opcode, len(data), deflated=deflated) + data)
+        self.send(encode_header(opcode, len(data), deflated=deflated) + data)
         return True
 
-    def allow(self, most_bytes: int, flooded: Callable[[], None]) -> None:
-        """Let the peer send so much, until `trust`; with more, `flooded` is called."""
-        if isinstance(self._protocol, Peer):
-            self._protocol.allow(most_bytes, flooded)
-
-    def trust(self) -> None:
-        """Let the peer send what it likes."""
-        if isinstance(self._protocol, Peer):
-            self._protocol.trust()
-
-    def close(self, code: int = GOODBYE) -> None:
+    def close(self, code: int | None = None) -> None:
         """Send what waits and a close frame, then close; a peer that does not take it is cut off."""
-        self._send(encode_header(_CLOSE, 2) + struct.pack("!H", code))
+        self.send(encode_header(_CLOSE, 2) + struct.pack("!H", code or self._code))
         if self._transport.get_write_buffer_size():
             asyncio.get_running_loop().call_later(FLUSH_WAIT_S, self._transport.abort)
         self._transport.close()
@@ -122,11 +234,31 @@ class WebSocket:
         """Cut the peer off: what waits for it is dropped."""
         self._transport.abort()
 
-    def _send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
+        """Write bytes as they are."""
         if not self._transport.is_closing():  # uvloop raises when it is
             self._transport.write(data)
 
     def _deflate(self, data: bytes) -> bytes:
         """One message on its own: a compressor kept per socket would cost more memory than all the rest."""
-        compressor = zlib.compressobj(zlib.Z_BEST_SPEED, wbits=-int(self.response.compress))
+        compressor = zlib.compressobj(zlib.Z_BEST_SPEED, wbits=-self._compress)
         return (compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH)).removesuffix(SYNC_TAIL)
+
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._stalled = True
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._stalled = False
+
+    def pause_reading(self) -> None:
+        """Too much waits to be taken."""
+        self._reading_paused = True
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Most of it was taken."""
+        self._reading_paused = False
+        if not self._transport.is_closing():
+            self._transport.resume_reading()

@@ -15,6 +15,7 @@ DRAIN_S: Final = 15.0  # for what is still under way
 PACE_S: Final = 0.001  # a timer of the event loop is no finer
 MAX_UNDER_WAY: Final = 2_000  # in an open loop: who is that far behind will not catch up
 ROOM_TOPIC: Final = f"{PREFIX}/rooms/{ROOM}/events/memos_update"
+ROOM_PAYLOAD: Final = b'{"memo_id":1,"note":"%s"}' % (b"x" * 177)
 
 
 class Stuck(Exception):
@@ -132,7 +133,7 @@ async def room_events(service: Service, fleet: Fleet, seconds: float) -> list[fl
     while not took or time.perf_counter() < until:
         start = time.perf_counter()
         reached = fleet.tally.room_events(len(fleet))
-        service.publish(ROOM_TOPIC, PAYLOAD)
+        service.publish(ROOM_TOPIC, ROOM_PAYLOAD)
         service.flush()
         try:
             await asyncio.wait_for(reached, DRAIN_S)

@@ -27,8 +27,8 @@ def missing(what: str) -> None:
 
 
 def program(name: str) -> str:
-    """The path of a program."""
-    path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    """The path of a program: of the system, or one that a package brought beside Python."""
+    path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin:{Path(sys.executable).parent}")
     if path is None:
         missing(f"{name} is not installed")
     return str(path)

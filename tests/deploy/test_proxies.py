@@ -1,6 +1,5 @@
 """The proxies of `deploy/`, run for real: every generation of clients, what they let in, and what they wait for."""
 
-import asyncio
 import re
 import ssl
 import subprocess
@@ -32,7 +31,7 @@ from tests.e2e.proxies import (
 )
 from tests.e2e.world import PATH, Device, gateway
 
-MATRIX = [("sio17", "polling"), ("sio17", "upgrade"), ("sio25", "upgrade"), ("sio48", "polling"), ("sio48", "upgrade")]
+MATRIX = [("sio17", "polling"), ("sio17", "upgrade"), ("sio48", "upgrade")]
 proxies = pytest.mark.parametrize("proxy", [nginx, haproxy])
 TWO = [Upstream(8080), Upstream(8081)]
 
@@ -55,7 +54,7 @@ def test_haproxy_takes_what_is_shipped(tmp_path: Path, unused_tcp_port: int) -> 
     config.write_text(haproxy_config(tmp_path, unused_tcp_port, TWO), "utf-8")
     done = checked(haproxy_command(config, "-c"))
     assert (done.returncode, re.findall("WARNING|ALERT", done.stderr)) == (0, []), done.stderr
-    config.write_text(haproxy_config(tmp_path, unused_tcp_port, TWO).replace("balance source", "balance evenly"))
+    config.write_text(haproxy_config(tmp_path, unused_tcp_port, TWO).replace("balance leastconn", "balance evenly"))
     assert checked(haproxy_command(config, "-c")).returncode == 1
 
 
@@ -87,7 +86,7 @@ async def test_clients_of_every_generation(
 ) -> None:
     """Each client does all that it can do without a proxy: nothing is held back, cut off or sent elsewhere."""
     node = program("node")
-    async with proxy(tmp_path, unused_tcp_port, origins) as url:
+    async with proxy(tmp_path, unused_tcp_port, origins[:1]) as url:  # two need a relay
         for client, mode in MATRIX:
             installed(client)
             assert len(await run(node, "driver.js", client, url, mode)) == CHECKS, (client, mode)
@@ -111,36 +110,31 @@ async def test_what_comes_in(proxy: Proxy, origins: list[Upstream], tmp_path: Pa
 async def test_a_node_that_is_gone_or_does_not_answer_is_passed_over(
     proxy: Proxy, origins: list[Upstream], tmp_path: Path, unused_tcp_port_factory: Callable[[], int]
 ) -> None:
-    """Whatever address a client has: every handshake succeeds while one node is there."""
+    """Every handshake succeeds while one node is there."""
     front, closed = unused_tcp_port_factory(), unused_tcp_port_factory()
-    async with proxy(tmp_path, front, [Upstream(closed), origins[0]]) as url:
-        for number in range(1, 21):
-            here = aiohttp.TCPConnector(local_addr=(f"127.0.2.{number}", 0))
-            async with aiohttp.ClientSession(url, connector=here) as client:
-                assert (await client.get(f"{PATH}/?EIO=4&transport=polling")).status == 200
+    async with proxy(tmp_path, front, [Upstream(closed), origins[0]]) as url, aiohttp.ClientSession(url) as client:
+        for _ in range(20):
+            assert (await client.get(f"{PATH}/?EIO=4&transport=polling")).status == 200
 
 
 @proxies
-async def test_tls_ends_at_the_proxy(
-    proxy: Proxy,
-    broker: LocalBroker,
-    tmp_path: Path,
-    unused_tcp_port_factory: Callable[[], int],
+async def test_a_device_comes_in_over_tls_with_its_own_address(
+    proxy: Proxy, broker: LocalBroker, tmp_path: Path, unused_tcp_port_factory: Callable[[], int]
 ) -> None:
-    """The files as they are shipped, certificate included: a page of the proxy's own host connects through it."""
+    """The files as they are shipped, certificate included: the Origin is the proxy's host, the address the client's."""
     front, admin = unused_tcp_port_factory(), unused_tcp_port_factory()
+    environ = {"GATEWAY_ADMISSION_TRUSTED_PROXIES": "127.0.0.1"}
     async with AsyncExitStack() as stack:
-        node = await stack.enter_async_context(gateway(broker.url, "--admin", f"127.0.0.1:{admin}"))
+        node = await stack.enter_async_context(gateway(broker.url, "--admin", f"127.0.0.1:{admin}", environ=environ))
         at = Upstream(urlsplit(node.devices).port or 0, admin)
         url = await stack.enter_async_context(proxy(tmp_path, front, [at], tls=True))
         trusted = ssl.create_default_context(cafile=str(tmp_path / "gateway.pem"))
-        http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted))
-        await stack.enter_async_context(http)
-        for transports in (["polling"], ["websocket"]):
-            plate = Device("AC1")
-            plate.client.eio.http = http
-            plate.client.eio.external_http = True
-            await plate.connect(url, transports=transports, headers={"Origin": url})
+        for number, transport in enumerate(("polling", "websocket"), 2):
+            here = aiohttp.TCPConnector(ssl=trusted, local_addr=(f"127.0.0.{number}", 0))
+            http = await stack.enter_async_context(aiohttp.ClientSession(connector=here))
+            plate = Device(f"AC{number}", http=http)
+            headers = {"Origin": url, "X-Forwarded-For": "192.0.2.1"}
+            await plate.connect(url, transports=[transport], headers=headers)
             assert await plate.authenticate() == "auth:ok"
+            await node.logged("device here", serial=f"AC{number}", address=f"127.0.0.{number}")
             await plate.disconnect()
-            await asyncio.wait_for(plate.gone.wait(), 10)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import re
 import struct
 import threading
@@ -42,11 +43,11 @@ class RawSocket:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, node: Node, serial: str | None = None) -> AsyncIterator[Self]:
-        """Connect, join the namespace, and authenticate if there is a serial."""
+    async def open(cls, node: Node, serial: str | None = None, *, source: str = "127.0.0.1") -> AsyncIterator[Self]:
+        """Connect from an address of this machine, join the namespace, and authenticate if there is a serial."""
         url = URL(node.devices)
         assert url.port
-        reader, writer = await asyncio.open_connection(url.host, url.port)
+        reader, writer = await asyncio.open_connection(url.host, url.port, local_addr=(source, 0))
         try:
             writer.write(
                 f"GET {PATH}/?EIO=4&transport=websocket HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
@@ -59,14 +60,19 @@ class RawSocket:
             peer.text("40")
             await peer.until('40{"sid"')
             if serial is not None:
-                signature = base64.b64encode(f"{serial}:key".encode()).decode()
-                peer.text(f'42["authentication",{{"signature":"{signature}"}}]')
-                await peer.until('42["auth:ok"')
+                assert await peer.authenticate(serial) == "auth:ok"
             yield peer
         finally:
             writer.transport.abort()
             with suppress(ConnectionError):
                 await writer.wait_closed()
+
+    async def authenticate(self, serial: str, key: str = "key") -> str:
+        """Claim to be a device; the event that answers."""
+        signature = base64.b64encode(f"{serial}:{key}".encode()).decode()
+        self.text(f'42["authentication",{{"signature":"{signature}"}}]')
+        answer: str = json.loads((await self.until('42["auth:')).removeprefix("42"))[0]
+        return answer
 
     def text(self, message: str) -> None:
         """Write one message."""

@@ -30,37 +30,33 @@ class Proxy(Protocol):
     """`nginx` or `haproxy`: a proxy in front of nodes, on a port of every loopback address; yields its URL."""
 
     def __call__(
-        self, directory: Path, port: int, nodes: Sequence[Upstream], *, tls: bool = False, sticky: bool = True
-    ) -> AbstractAsyncContextManager[str]:
-        """`sticky`: keep a client on one node, as shipped, or let any node have any request."""
+        self, directory: Path, port: int, nodes: Sequence[Upstream], *, tls: bool = False
+    ) -> AbstractAsyncContextManager[str]: ...
 
 
 @asynccontextmanager
-async def nginx(
-    directory: Path, port: int, nodes: Sequence[Upstream], *, tls: bool = False, sticky: bool = True
-) -> AsyncIterator[str]:
+async def nginx(directory: Path, port: int, nodes: Sequence[Upstream], *, tls: bool = False) -> AsyncIterator[str]:
     """See `Proxy`."""
     listen = nginx_listen(directory, port) if tls else f"listen {port};"
     write_nginx(directory, listen, "\n".join(f"server 127.0.0.1:{node.port};" for node in nodes))
-    if not sticky:
-        config = directory / "nginx.conf"
-        config.write_text(replaced(config.read_text("utf-8"), r"\n +hash .*;", "", 1), "utf-8")
-    async with _running(nginx_command(directory), directory / "error.log", port):
+    async with running_nginx(directory, port):
         yield f"{'https' if tls else 'http'}://127.0.0.1:{port}"
 
 
 @asynccontextmanager
-async def haproxy(
-    directory: Path, port: int, nodes: Sequence[Upstream], *, tls: bool = False, sticky: bool = True
-) -> AsyncIterator[str]:
+async def haproxy(directory: Path, port: int, nodes: Sequence[Upstream], *, tls: bool = False) -> AsyncIterator[str]:
     """See `Proxy`."""
     config = directory / "haproxy.cfg"
-    text = haproxy_config(directory, port, nodes, tls=tls)
-    if not sticky:
-        text = replaced(text, r"balance source\n +hash-type consistent", "balance leastconn", 1)
-    config.write_text(text, "utf-8")
+    config.write_text(haproxy_config(directory, port, nodes, tls=tls), "utf-8")
     async with _running(haproxy_command(config), directory / "haproxy.log", port):
         yield f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+
+
+@asynccontextmanager
+async def running_nginx(directory: Path, port: int) -> AsyncIterator[None]:
+    """The nginx whose files are in a directory."""
+    async with _running(nginx_command(directory), directory / "error.log", port):
+        yield
 
 
 def write_nginx(directory: Path, listen: str, nodes: str) -> None:

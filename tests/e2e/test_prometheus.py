@@ -1,6 +1,6 @@
 """A real Prometheus watches a fleet with faults: alerts fire and clear, and every expression has data.
 
-The rules are the shipped ones with each duration a hundredth as long; promtool tests the real ones, by alerts_test.yml.
+The rules are the shipped ones with each duration a hundredth as long; promtool tests the real ones by alerts_test.yml.
 """
 
 import asyncio

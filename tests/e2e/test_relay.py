@@ -38,7 +38,7 @@ async def fleet(
             environ = {"GATEWAY_RELAY_ADVERTISE": f"http://127.0.0.1:{port}", "GATEWAY_RELAY_SECRET": SECRET}
             node = gateway(broker.url, "--node", name, listen=f"127.0.0.1:{port}", environ=environ)
             nodes[name] = await stack.enter_async_context(node)
-        balancer = proxy(directory, ports[2], [Upstream(port) for port in ports[:2]], sticky=False)
+        balancer = proxy(directory, ports[2], [Upstream(port) for port in ports[:2]])
         yield await stack.enter_async_context(balancer), nodes
 
 

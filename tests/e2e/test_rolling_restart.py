@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
-import aiohttp
 import pytest
 import socketio
 
@@ -30,11 +29,7 @@ class Plate:
     def __init__(self, number: int) -> None:
         self.serial = f"AC{number}"
         self.got: list[int] = []
-        # An address of its own: by it the proxy chooses the node.
-        self.http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(local_addr=(f"127.0.1.{number + 1}", 0)))
-        self.client = socketio.AsyncClient(
-            reconnection_delay=0.1, reconnection_delay_max=0.5, randomization_factor=0.5, http_session=self.http
-        )
+        self.client = socketio.AsyncClient(reconnection_delay=0.1, reconnection_delay_max=0.5, randomization_factor=0.5)
         self.client.on("connect", self._connected)
         self.client.on("bind_class", self._bind)
         self.here = asyncio.Event()
@@ -60,7 +55,6 @@ async def test_nothing_is_lost(
         nodes = {name: await stack.enter_async_context(node(broker, name, at)) for name, at in upstreams.items()}
         url = await stack.enter_async_context(proxy(tmp_path, front, [*upstreams.values()]))
         for plate in plates:
-            await stack.enter_async_context(plate.http)
             await plate.client.connect(url, socketio_path=PATH, retry=True)
             await asyncio.wait_for(plate.here.wait(), WAIT_S)
         sending = asyncio.create_task(send(api))
@@ -85,7 +79,12 @@ async def test_nothing_is_lost(
 
 def node(broker: LocalBroker, name: str, at: Upstream) -> AbstractAsyncContextManager[Node]:
     flags = ("--node", name, "--admin", f"127.0.0.1:{at.admin_port}")
-    return gateway(broker.url, *flags, listen=f"127.0.0.1:{at.port}", environ={"GATEWAY_DEVICES_DRAIN_S": "2"})
+    environ = {
+        "GATEWAY_DEVICES_DRAIN_S": "2",
+        "GATEWAY_RELAY_ADVERTISE": f"http://127.0.0.1:{at.port}",
+        "GATEWAY_RELAY_SECRET": "0123456789abcdef0123456789abcdef",
+    }
+    return gateway(broker.url, *flags, listen=f"127.0.0.1:{at.port}", environ=environ)
 
 
 async def send(api: Service) -> None:

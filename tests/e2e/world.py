@@ -29,12 +29,14 @@ class Node:
         self.process = process
         self.devices = self.admin = ""
         self.lines: list[dict[str, Any]] = []
+        self.said = bytearray()  # all of its stderr, what is no log line too
         self._changed = asyncio.Condition()
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         assert self.process.stderr is not None
         async for line in self.process.stderr:
+            self.said += line
             with suppress(ValueError):
                 entry = json.loads(line)
                 if not isinstance(entry, dict):
@@ -74,7 +76,7 @@ class Node:
 
 @asynccontextmanager
 async def gateway(
-    broker_url: str,
+    broker_url: str | None,
     *arguments: str,
     config: str = "",
     environ: Mapping[str, str] | None = None,
@@ -84,9 +86,10 @@ async def gateway(
 ) -> AsyncIterator[Node]:
     """Run `gateway serve` on free ports, with open authentication unless told otherwise.
 
-    No error may be logged but those whose message is in `errors`.
+    Without a URL the environment has it. No error may be logged but those whose message is in `errors`.
     """
-    flags = ("--listen", listen, "--admin", "127.0.0.1:0", "--log-format", "json", "--mqtt", broker_url)
+    mqtt = () if broker_url is None else ("--mqtt", broker_url)
+    flags = ("--listen", listen, "--admin", "127.0.0.1:0", "--log-format", "json", *mqtt)
     auth = () if any(argument == "--auth" for argument in arguments) else ("--auth", "open")
     command = (sys.executable, "-X", "dev", "-m", "gateway", "serve", *flags, *auth, *arguments)
     env = {**os.environ, "GATEWAY_ACCEPT": "anonymous-rooms", **(environ or {})}

@@ -5,12 +5,12 @@ import asyncio
 import aiohttp
 import pytest
 
-from gateway.engine.connection import PACKETS_PER_TURN
+from gateway.engine.websocket import FRAMES_PER_TURN
 
 from .harness import Bench, Peer, raw_websocket
 
 FLOOD = 4000
-FEW = 40 * PACKETS_PER_TURN  # of the flood: some turns pass until a frame has come through the kernel
+FEW = 40 * FRAMES_PER_TURN  # of the flood: some turns pass until a frame has come through the kernel
 
 
 def masked(opcode: int, text: str = "") -> bytes:

@@ -64,13 +64,16 @@ def frame(rng: random.Random) -> bytes:
     return mutated(rng, struct.pack("!BB", opcode, 0x80 | length) + b"\0\0\0\0" + body)
 
 
-async def exchange(url: str, data: bytes) -> bytes:
-    """Send, read until the server ends it or has nothing more to say, and hang up."""
+async def exchange(url: str, data: bytes, *, answered: bool = False) -> bytes:
+    """Send, read until the server ends it or has nothing more to say, and hang up; if `answered` it says something."""
     parts = URL(url)
     reader, writer = await asyncio.open_connection(parts.host, parts.port)
     answer = b""
     try:
         writer.write(data)
+        if answered:
+            async with asyncio.timeout(20):
+                answer = await reader.read(65_536)
         async with asyncio.timeout(0.05):
             while chunk := await reader.read(65_536):
                 answer += chunk
@@ -112,7 +115,7 @@ async def test_raw_frames(engine: EngineServer, caplog: pytest.LogCaptureFixture
                 "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
             )
             frames = b"".join(frame(rng) for _ in range(rng.randrange(1, 8)))
-            assert (await exchange(url, handshake.encode() + frames)).startswith(b"HTTP/1.1 101")
+            assert (await exchange(url, handshake.encode() + frames, answered=True)).startswith(b"HTTP/1.1 101")
         async with aiohttp.ClientSession() as http:
             while engine.connections:  # everyone who left is gone
                 await http.get(url)
