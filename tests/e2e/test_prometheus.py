@@ -186,7 +186,8 @@ async def wrong_keys(world: World) -> None:
 
     async def guess(number: int) -> None:
         plate = Device(f"SIM{number}")
-        await plate.connect(world.nodes["gw-1"].devices, headers={"X-Forwarded-For": f"192.0.2.{number}"})
+        address = {"X-Forwarded-For": f"192.0.2.{number}"}
+        await plate.connect(world.nodes["gw-1"].devices, headers=address)
         assert await plate.authenticate("wrong") == "auth:fail"
         await plate.disconnect()
 

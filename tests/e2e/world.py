@@ -128,7 +128,7 @@ class Device:
         return self.answers.get(event, lambda: {"ack": True})()
 
     async def connect(self, url: str, **options: Any) -> None:
-        await self.client.connect(url, socketio_path=PATH, **options)
+        await self.client.connect(url, socketio_path=PATH, **{"wait_timeout": WAIT_S, **options})
 
     async def authenticate(self, key: str = "key") -> str:
         """Authenticate and return the answer."""
