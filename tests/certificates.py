@@ -1,6 +1,7 @@
 """Certificates for tests: authorities that only the test trusts."""
 
 import ssl
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +26,15 @@ class Authority:
         self._ca.cert_pem.write_to_path(self.path)
 
     def issue(
-        self, name: str, *, over: Files | None = None, key_type: trustme.KeyType = trustme.KeyType.ECDSA
+        self,
+        name: str,
+        *,
+        over: Files | None = None,
+        key_type: trustme.KeyType = trustme.KeyType.ECDSA,
+        until: datetime | None = None,
     ) -> Files:
-        """A certificate, in files of its own or over others."""
-        made = self._ca.issue_cert("127.0.0.1", "localhost", common_name=name, key_type=key_type)
+        """A certificate, in files of its own or over others; without an end it is good for years."""
+        made = self._ca.issue_cert("127.0.0.1", "localhost", common_name=name, key_type=key_type, not_after=until)
         files = over or Files(self._directory / f"{name}.pem", self._directory / f"{name}-key.pem")
         made.private_key_pem.write_to_path(files.key)
         files.certificate.write_bytes(b"".join(pem.bytes() for pem in made.cert_chain_pems))

@@ -6,8 +6,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.exposition import choose_encoder
 
 from gateway import admin
+from gateway.metrics import Metrics
 
 
 @asynccontextmanager
@@ -79,6 +81,22 @@ async def test_metrics_in_the_format_that_is_asked_for() -> None:
             opened = await response.text()
         assert response.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
         assert opened.endswith("# EOF\n")
+
+
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
+async def test_metrics_are_written_as_the_library_writes_them_at_once(accept: str) -> None:
+    """With exemplars, where the format has them."""
+    make = Metrics()
+    histogram = make.sessions._events["media_stop"].ack
+    histogram.observe(0.3)
+    histogram.exemplify(0.3, "4bf92f3577b34da6a3ce929d0e0e4736", 1700000000.0)
+    registry = CollectorRegistry()
+    registry.register(make.instruments)
+    async with serving([], registry) as http, http.get("/metrics", headers={"Accept": accept}) as response:
+        text = await response.text()
+    encode, _ = choose_encoder(accept)
+    assert text == encode(registry).decode()
+    assert ("4bf92f3577b34da6a3ce929d0e0e4736" in text) is bool(accept)
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_a_bad_value_says_what_is_expected(path: str, value: object, expected: s
         (
             "broker",
             "broker: unknown section, expected one of node, accept, devices, relay, admission, admin, mqtt, auth, "
-            "tokens, commands, catalog, rooms, log",
+            "tokens, commands, catalog, rooms, log, tracing",
         ),
     ],
 )

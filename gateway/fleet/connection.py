@@ -76,7 +76,8 @@ class Connection:
         first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._life = asyncio.create_task(self._live(first), name=f"{self._client_id} connection")
         try:
-            await first
+            await asyncio.wait({first, self._life}, return_when=asyncio.FIRST_COMPLETED)
+            await (first if first.done() else self._life)
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
@@ -170,7 +171,7 @@ class Connection:
         properties.SessionExpiryInterval = SESSION_S
         client = aiomqtt.Client(
             broker.unix_path or broker.host,
-            broker.port,
+            broker.port or 1883,  # paho wants one for a unix socket, too
             username=broker.username,
             password=broker.password,
             identifier=self._client_id,

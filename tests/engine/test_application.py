@@ -13,7 +13,7 @@ import pytest
 
 from gateway.admission import AdmissionLimits, Refusal
 from gateway.engine.connection import Connection
-from gateway.engine.effects import CloseReason
+from gateway.engine.effects import CloseReason, Transport
 from gateway.engine.options import EngineOptions
 
 from .harness import CALM, Bench, Peer, bench, gone
@@ -141,3 +141,14 @@ async def test_what_others_left_with_a_browser_is_not_kept(calm: Bench, peer: Pe
         assert response.status == 200
     (connection,) = calm.connections.values()
     assert "secret" not in repr(connection.environ)
+
+
+async def test_an_upgrade_is_told_once_the_websocket_carries_the_session(calm: Bench, peer: Peer) -> None:
+    told: list[tuple[str, Transport]] = []
+    calm.engine.on_upgraded = lambda connection: told.append((connection.sid, connection.transport))
+    await peer.open()
+    assert not told
+    socket = await peer.upgrade()
+    await socket.send_str("4x")
+    assert (await socket.receive()).data == "4x"
+    assert told == [(peer.sid, Transport.WEBSOCKET)]
