@@ -25,7 +25,7 @@ MANIFESTS = DEPLOY / "kubernetes"
 OVERLAYS = ("mosquitto", "emqx")
 VERSIONS = ("1.30", "1.34")
 CUSTOM = {"ServiceMonitor"}  # its schema is the Prometheus operator's
-BYTES_PER_DEVICE = 24_000  # with its link
+BYTES_PER_DEVICE = 24_000  # with its link: twice what deploy/CAPACITY.md measured on WebSockets
 OF_THE_PROCESS_BYTES = 128 << 20
 Manifest = dict[str, Any]
 
