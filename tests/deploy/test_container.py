@@ -52,9 +52,10 @@ def test_what_it_copies_makes_the_whole_gateway(tmp_path: Path) -> None:
     assert [line for line in ignore if not line.startswith(("#", "!"))] == ["*", "**/__pycache__"]
     assert [line.removeprefix("!") for line in ignore if line.startswith("!")] == copied
     for name in copied:
-        source = ROOT / name
+        source, target = ROOT / name, tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copyfile if source.is_file() else partial(shutil.copytree, ignore=lambda *_: {"__pycache__"})
-        copy(source, tmp_path / name)
+        copy(source, target)
     build = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "wheel", ".")
     subprocess.run(build, cwd=tmp_path, check=True, capture_output=True, timeout=300)
     (wheel,) = (tmp_path / "wheel").glob("*.whl")
