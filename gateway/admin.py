@@ -4,7 +4,8 @@ Decides nothing: readiness and metrics are the caller's. Not for the internet; i
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -33,35 +34,65 @@ def registry(*collectors: Collector) -> CollectorRegistry:
     return fresh
 
 
-def application(
-    late_s: Callable[[], float],
-    readiness: Callable[[], list[str]],
-    registry: CollectorRegistry,
-    contract: Callable[[], str],
-) -> web.Application:
-    """The routes.
+class Subject(Protocol):
+    """Whom the pages are about."""
+
+    async def unwell(self) -> str | None:
+        """What is wrong with it, if it had better be started anew."""
+
+    async def reasons(self) -> list[str]:
+        """Why it is not ready, nothing when it is."""
+
+    async def metrics(self) -> Iterable[Metric]:
+        """Its metrics, of this moment."""
+
+
+class ThisProcess:
+    """One node.
 
     Args:
-        late_s: by how much the event loop is late.
-        readiness: why the node is not ready, nothing when it is.
-        contract: the AsyncAPI YAML.
+        late_s: by how much its event loop is late.
+        reasons: why it is not ready.
+        registry: its metrics.
     """
+
+    def __init__(
+        self, late_s: Callable[[], float], reasons: Callable[[], list[str]], registry: CollectorRegistry
+    ) -> None:
+        self._late_s = late_s
+        self._reasons = reasons
+        self._registry = registry
+
+    async def unwell(self) -> str | None:
+        """See `Subject`."""
+        late = self._late_s()
+        return f"the event loop is {late:.1f} s late" if late >= STUCK_S else None
+
+    async def reasons(self) -> list[str]:
+        """See `Subject`."""
+        return self._reasons()
+
+    async def metrics(self) -> Iterable[Metric]:
+        """See `Subject`."""
+        return tuple(self._registry.collect())
+
+
+def application(subject: Subject, contract: Callable[[], str]) -> web.Application:
+    """The routes; `contract` is the AsyncAPI YAML."""
 
     async def index(_: web.Request) -> web.Response:
         return web.Response(text=INDEX)
 
     async def healthz(_: web.Request) -> web.Response:
-        late = late_s()
-        if late >= STUCK_S:
-            return web.Response(text=f"the event loop is {late:.1f} s late", status=503)
-        return web.Response(text="ok")
+        problem = await subject.unwell()
+        return web.Response(text=problem or "ok", status=503 if problem else 200)
 
     async def readyz(_: web.Request) -> web.Response:
-        reasons = readiness()
+        reasons = await subject.reasons()
         return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
     async def metrics(request: web.Request) -> web.Response:
-        return await _exposition(registry, request.headers.get("Accept", ""))
+        return await _exposition(await subject.metrics(), request.headers.get("Accept", ""))
 
     async def asyncapi(_: web.Request) -> web.Response:
         return web.Response(text=await asyncio.to_thread(contract), content_type="application/yaml")
@@ -79,8 +110,8 @@ def application(
     return app
 
 
-async def _exposition(registry: CollectorRegistry, accept: str) -> web.Response:
-    """The metrics of one moment, in the format that the client prefers; the plain one if it asks for nonsense.
+async def _exposition(metrics: Iterable[Metric], accept: str) -> web.Response:
+    """The metrics, in the format that the client prefers; the plain one if it asks for nonsense.
 
     Written a family at a time, between which the loop turns: all at once takes it 5 to 10 ms (measured).
     """
@@ -91,7 +122,7 @@ async def _exposition(registry: CollectorRegistry, accept: str) -> web.Response:
         encode, content_type = choose_encoder("")
     end = encode(_Family())  # of OpenMetrics
     body = bytearray()
-    for metric in tuple(registry.collect()):
+    for metric in metrics:
         body += encode(_Family(metric)).removesuffix(end)
         await asyncio.sleep(0)
     return web.Response(body=bytes(body + end), headers={"Content-Type": content_type})

@@ -36,15 +36,17 @@ from gateway.node import Node
 from gateway.observers import observers_of, tracer_of
 from gateway.proxies import Proxies
 from gateway.pulse import Pulse
-from gateway.relay import MIN_SECRET_BYTES, Relay
+from gateway.relay import MIN_SECRET_BYTES, Relay, tag_of
 from gateway.rooms import RoomPolicy, Rooms
 from gateway.settings import ConfigError
 from gateway.sockets import Socket, SocketServer
+from gateway.supervised import Supervised
 from gateway.surroundings import LinkSettings, Surroundings, now_rfc3339
 from gateway.systemd import ServiceManager
 from gateway.tokens import token_reader
 from gateway.topics import Life, Topics
 from gateway.watched import Files
+from gateway.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -54,10 +56,14 @@ KEY_DELAY_SHARE: Final = 1 / 3  # of the time to authenticate: how long one who 
 
 
 class Gateway:
-    """One node. `start()` raises OSError when it cannot listen, ConfigError when a file is not usable."""
+    """One node. `start()` raises OSError when it cannot listen, ConfigError when a file is not usable.
 
-    def __init__(self, config: Config, log_handler: LogHandler | None = None) -> None:
-        """`log_handler` is what `logs.configure` returned, to be counted and kept going."""
+    Args:
+        log_handler: what `logs.configure` returned, to be counted and kept going.
+        worker: which one this is, where several share the port; health and metrics are then at its own socket.
+    """
+
+    def __init__(self, config: Config, log_handler: LogHandler | None = None, *, worker: Worker | None = None) -> None:
         self._config = config
         self._log_handler = log_handler
         self._draining = False
@@ -77,7 +83,7 @@ class Gateway:
         life = Life(config.node, now_rfc3339())
         relay = config.relay.advertise
         self._node = Node(life, topics, links, own, rooms, lambda: len(self._devices), metrics, catalog, relay)
-        self._relay = _relay(config, os.environ, self._node.relays, metrics)
+        self._relay = _relay(config, os.environ, self._node.relays, metrics, worker)
         self._sockets = SocketServer(
             self._door, _engine_options(config), config.devices.path, admission, proxies, self._relay
         )
@@ -107,13 +113,14 @@ class Gateway:
         self._sockets.attach(devices)
         self._pulse = Pulse(metrics.node.loop_lag.observe, self._beat)
         registry = admin.registry(metrics.instruments)
-        pages = admin.application(lambda: self._pulse.late_s, self._reasons, registry, contract)
-        pages.middlewares.append(guard(admin_token(config.admin.token_env, os.environ), self._door.refused))
+        pages = admin.application(admin.ThisProcess(lambda: self._pulse.late_s, self._reasons, registry), contract)
         certificates = {
             "devices": tls.of_server("devices", config.devices.tls_cert, config.devices.tls_key, self._files),
-            "admin": tls.of_server("admin", config.admin.tls_cert, config.admin.tls_key, self._files),
             "mqtt": shown,
         }
+        if worker is None:  # nobody but the supervisor gets to the socket of a worker
+            pages.middlewares.append(guard(admin_token(config.admin.token_env, os.environ), self._door.refused))
+            certificates["admin"] = tls.of_server("admin", config.admin.tls_cert, config.admin.tls_key, self._files)
         for use, certificate in certificates.items():
             if certificate is not None:  # what is shown, which is not what is on disk while that is unusable
                 metrics.node.read_expiry(use, partial(getattr, certificate, "expires_at"))
@@ -126,13 +133,15 @@ class Gateway:
                 limits=_peer_limits(config),
                 proxies=proxies,
                 certificate=certificates["devices"],
+                shared=worker is not None,
+                also=worker.relay_socket(worker.node) if worker is not None else None,
             ),
             "admin": Listener(
                 "admin.listen",
-                config.admin.listen,
+                config.admin.listen if worker is None else worker.admin_socket,
                 pages,
                 self._door.refused,
-                certificate=certificates["admin"],
+                certificate=certificates.get("admin"),
             ),
         }
 
@@ -229,8 +238,7 @@ class Gateway:
         open_rooms = sum(rule.allow == "anyone" for rule in self._config.rooms.rules)
         metrics.rooms.anonymous_rules.read(lambda: open_rooms)
         metrics.node.ready.read(lambda: not self._reasons())
-        metrics.node.reloads.read(lambda: self._files.reads, "ok")
-        metrics.node.reloads.read(lambda: self._files.failures, "failed")
+        metrics.node.count_reloads(lambda: self._files.reads, lambda: self._files.failures)
         if (tracer := self._tracer) is not None:
             metrics.node.spans.read(lambda: tracer.exported, "exported")
             metrics.node.spans.read(lambda: tracer.dropped, "dropped")
@@ -242,17 +250,20 @@ class Gateway:
             await port.close()
 
 
-def run(config: Config) -> None:
-    """Run a node until SIGTERM or SIGINT. Raises OSError, ConfigError."""
-    log_handler = logs.configure(config.log)
+def run(config: Config, worker: Worker | None = None) -> None:
+    """Run a node until SIGTERM or SIGINT. Raises OSError, ConfigError.
+
+    A worker says a line on stdout when it listens, and stops when its stdin ends: then the supervisor is gone.
+    """
+    log_handler = logs.configure(config.log, node=None if worker is None else worker.node)
     try:
-        uvloop.run(_serve(config, log_handler))
+        uvloop.run(_serve(config, log_handler, worker))
     except asyncio.CancelledError:
         log.warning("stopped at once: the broker will say offline for the devices")
         sys.exit(1)
 
 
-async def _serve(config: Config, log_handler: LogHandler) -> None:
+async def _serve(config: Config, log_handler: LogHandler, worker: Worker | None) -> None:
     """Run until the first signal, then stop in good order; the second ends it at once."""
     stop = asyncio.Event()
     loop, serving = asyncio.get_running_loop(), asyncio.current_task()
@@ -263,9 +274,9 @@ async def _serve(config: Config, log_handler: LogHandler) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    gateway = Gateway(config, log_handler)
+    gateway = Gateway(config, log_handler, worker=worker)
     loop.add_signal_handler(signal.SIGHUP, gateway.reload)
-    with ServiceManager(os.environ) as manager:
+    with ServiceManager(os.environ) if worker is None else Supervised(signalled) as manager:
         await gateway.start()
         manager.ready()
         await stop.wait()
@@ -311,16 +322,21 @@ def _engine_options(config: Config) -> EngineOptions:
     )
 
 
-def _relay(config: Config, environ: Mapping[str, str], peers: Mapping[str, str], metrics: Metrics) -> Relay | None:
+def _relay(
+    config: Config, environ: Mapping[str, str], peers: Mapping[str, str], metrics: Metrics, worker: Worker | None
+) -> Relay | None:
     """What relays to other nodes, None where this one has no address for them. Raises ConfigError."""
     settings, devices = config.relay, config.devices
-    if not settings.advertise:
+    if settings.advertise:
+        secret = environ.get(settings.secret_env, "").encode()
+        if len(secret) < MIN_SECRET_BYTES:
+            expected = f"expected at least {MIN_SECRET_BYTES} bytes, which all nodes share"
+            problem = f"environment {settings.secret_env}: {expected}"
+            raise ConfigError([problem])
+    elif worker is not None:
+        secret = worker.secret
+    else:
         return None
-    secret = environ.get(settings.secret_env, "").encode()
-    if len(secret) < MIN_SECRET_BYTES:
-        expected = f"expected at least {MIN_SECRET_BYTES} bytes, which all nodes share"
-        problem = f"environment {settings.secret_env}: {expected}"
-        raise ConfigError([problem])
     return Relay(
         config.node,
         secret,
@@ -329,6 +345,7 @@ def _relay(config: Config, environ: Mapping[str, str], peers: Mapping[str, str],
         max_bytes=devices.max_payload_bytes,
         poll_s=devices.ping_interval_s + devices.ping_timeout_s,
         relayed=metrics.sockets.relayed,
+        siblings={tag_of(node): worker.relay_socket(node) for node in worker.nodes} if worker is not None else {},
     )
 
 

@@ -21,6 +21,7 @@ from gateway.settings import ConfigError, Reading, as_toml, expected, merged, se
 
 FLAGS: Final = {  # which flag of the command line overrides which setting
     "node": "--node",
+    "workers": "--workers",
     "devices.listen": "--listen",
     "admin.listen": "--admin",
     "mqtt.url": "--mqtt",
@@ -48,12 +49,14 @@ Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max, extra={"expected": 
 Accepted = Literal["open-auth", "anonymous-rooms", "admin-without-token", "plain-mqtt", "plain-http"]
 Rate = Annotated[float, Meta(ge=0.01, le=1e9, extra={"expected": "a number from 0.01 to 1000000000"})]
 Count = Annotated[int, _whole(1, 1_000_000)]
+Workers = Annotated[int, _whole(1, 99)]
 UInt16 = Annotated[int, _whole(1, 65_535)]
 SecondsOrNone = Annotated[float, Meta(ge=0, le=sys.float_info.max, extra={"expected": "a number >= 0"})]
 WillDelay = Annotated[int, _whole(0, 86_400)]
 SessionExpiry = Annotated[int, _whole(1, 4_294_967_294)]  # one more is for ever [MQTT 5.0, 3.1.2.11.2]
 Bytes = Annotated[int, _whole(1024, 268_435_455)]  # the largest Remaining Length [MQTT 5.0, 2.1.4]
 Memory = Annotated[int, _whole(1024, 1 << 50)]
+MAX_NODE_OF_WORKERS: Final = 64 - len(".99")
 NodeName = Annotated[str, _text("1 to 64 of A-Z a-z 0-9 . _ -", "[A-Za-z0-9._-]{1,64}")]
 UrlPath = Annotated[str, _text("a path such as /socket/socket.io", r"(/[^/?#\s]+)+")]
 Origin = Annotated[str, _text("an origin such as https://a.example, or *", r"\*|null|[a-z][\w+.-]*://[^/\s]+")]
@@ -233,6 +236,9 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting of one node; the sections are those of the file."""
 
     node: Annotated[NodeName, _about("A name that no other node has")] = field(default_factory=_node_of_host)
+    workers: Annotated[
+        Workers, _about("Processes that share the ports, each a node: gw-1.1, gw-1.2 …; 1 is one process, gw-1")
+    ] = 1
     accept: Annotated[tuple[Accepted, ...], _about("What is open on purpose, and not refused")] = ()
     devices: Devices = Devices()
     relay: Relay = Relay()
@@ -314,6 +320,8 @@ def example() -> str:
 
 def _conflicts(config: Config) -> Iterator[tuple[str, str, str]]:
     """Settings that are good each but not together: path, the other path, and the problem of the first."""
+    if config.workers > 1 and len(config.node) > MAX_NODE_OF_WORKERS:
+        yield "node", "workers", f"expected at most {MAX_NODE_OF_WORKERS} characters, to which workers add their number"
     if config.auth.mode == "file" and not config.auth.file:
         text = 'missing, expected the path of the keys because auth.mode is "file"; as a flag --auth file:PATH'
         yield "auth.file", "auth.mode", text

@@ -14,6 +14,8 @@ from gateway.session_metrics import MICRO_S, PRESENCES, WAIT_S
 
 GENERATIONS: Final = ("3", "4")
 RELAYED: Final = ("poll", "websocket", "failed", "gone", "full")
+REFUSALS: Final = "gateway_refusals_total"
+REFUSALS_HELP: Final = "What peers were refused, or slowed down in."
 ROLES: Final = ("device", "viewer", "stranger")
 VERDICTS: Final = ("accepted", "denied", "moved", "full", "abandoned")  # of an admission, which waits for one
 PUBLISH_S: Final = (
@@ -50,9 +52,7 @@ class SocketMetrics:
         self._authentication_duration = make.histogram(
             "gateway_authentication_duration_seconds", "From authentication to its answer.", WAIT_S, outcome=VERDICTS
         )
-        self.refusals = make.counter(
-            "gateway_refusals_total", "What peers were refused, or slowed down in.", reason=map(str, Refusal)
-        )
+        self.refusals = make.counter(REFUSALS, REFUSALS_HELP, reason=map(str, Refusal))
         self.takeovers = make.counter("gateway_takeovers_total", "Devices that went to another node.")[()]
         self.flaps = make.counter("gateway_flaps_total", "Of these, devices that go back and forth.")[()]
         self._relayed = make.counter("gateway_relayed_total", "Requests of sessions of other nodes.", what=RELAYED)
@@ -171,23 +171,24 @@ class RoomMetrics:
         self._duration.observe(took_s)
 
 
-class NodeMetrics:
-    """The process, its files and its log."""
+class ProcessMetrics:
+    """A process of the gateway, its files and its log."""
 
-    def __init__(self, make: Instruments, build: dict[str, str]) -> None:
-        self.ready = make.gauge("gateway_ready", "Whether /readyz says yes.")
+    def __init__(self, make: Instruments, certificates: Iterable[str]) -> None:
         self.loop_lag = make.histogram("gateway_event_loop_lag_seconds", "How late a timer came.", WAIT_S)[()]
-        self.reloads = make.counter("gateway_config_reloads_total", "Files read again.", result=("ok", "failed"))
+        self._reloads = make.counter("gateway_config_reloads_total", "Files read again.", result=("ok", "failed"))
         self._expiry = make.gauge(
-            "gateway_certificate_expiry_timestamp_seconds", "When a certificate ends.", use=("devices", "admin", "mqtt")
+            "gateway_certificate_expiry_timestamp_seconds", "When a certificate ends.", use=certificates
         )
         for use in self._expiry.labels["use"]:
             self._expiry.read(lambda: None, use)
         self._log_records = make.counter("gateway_log_records_total", "Lines of the log.", level=LEVELS)
         self._log_suppressed = make.counter("gateway_log_suppressed_total", "Lines that were not written.")
-        self.spans = make.counter("gateway_spans_total", "Spans.", result=("exported", "dropped"))
-        info = make.gauge("gateway_build_info", "Always 1.", **{label: (value,) for label, value in build.items()})
-        info[tuple(build.values())].n = 1
+
+    def count_reloads(self, reads: Callable[[], int], failures: Callable[[], int]) -> None:
+        """Count files that were read again from here on, and those that were not usable."""
+        self._reloads.read(reads, "ok")
+        self._reloads.read(failures, "failed")
 
     def read_expiry(self, use: str, not_after: Callable[[], float]) -> None:
         """Say when a certificate ends, in Unix time; not while `not_after` raises ValueError."""
@@ -205,3 +206,28 @@ class NodeMetrics:
         for level in LEVELS:
             self._log_records.read(partial(records.__getitem__, level), level)
         self._log_suppressed.read(suppressed)
+
+
+class NodeMetrics(ProcessMetrics):
+    """The process of a node."""
+
+    def __init__(self, make: Instruments, build: dict[str, str]) -> None:
+        super().__init__(make, ("devices", "admin", "mqtt"))
+        self.ready = make.gauge("gateway_ready", "Whether /readyz says yes.")
+        self.spans = make.counter("gateway_spans_total", "Spans.", result=("exported", "dropped"))
+        info = make.gauge("gateway_build_info", "Always 1.", **{label: (value,) for label, value in build.items()})
+        info[tuple(build.values())].n = 1
+
+
+class SupervisorMetrics(ProcessMetrics):
+    """The process that keeps the workers running."""
+
+    def __init__(self, make: Instruments, nodes: Iterable[str]) -> None:
+        super().__init__(make, ("admin",))
+        self.up = make.gauge("gateway_worker_up", "Whether a worker answers.", instance=nodes)
+        self._refusals = make.counter(REFUSALS, REFUSALS_HELP, reason=(str(Refusal.ADMIN_TOKEN),))
+
+    def refused(self, reason: Refusal) -> None:
+        """Somebody had no token for the admin port; who came too slowly or too large is not counted."""
+        if reason is Refusal.ADMIN_TOKEN:
+            self._refusals[str(reason)].n += 1

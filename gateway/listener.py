@@ -3,6 +3,7 @@
 import os
 from asyncio import Server, get_running_loop
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -23,37 +24,44 @@ class Listener:
 
     Args:
         name: of the setting that says where, for problems.
+        where: a host and port, or a unix socket.
+        also: another unix socket.
         refused: told of every connection that had to go before it was served.
+        shared: whether other processes may listen at the same host and port, and take their part of the connections.
     """
 
     def __init__(
         self,
         name: str,
-        where: Listen,
+        where: Listen | Path,
         app: web.Application,
         refused: Callable[[Refusal], None],
         *,
         limits: PeerLimits = PeerLimits(),  # noqa: B008 - it is frozen
         proxies: Proxies | None = None,
         certificate: Certificate | None = None,
+        shared: bool = False,
+        also: Path | None = None,
     ) -> None:
         self._name = name
-        self._where = where
+        self._where = (where,) if also is None else (where, also)
         self._app = app
         self._refused = refused
         self._limits = limits
         self._proxies = proxies or Proxies()
         self._tls = certificate.context if certificate is not None else None
+        self._shared = shared
         self._runner: web.AppRunner | None = None
         self._peers: Peers | None = None
-        self._server: Server | None = None
+        self._servers: list[Server] = []
 
     @property
     def url(self) -> str:
-        """Where it listens, once started."""
-        assert self._server is not None
-        host, port = self._server.sockets[0].getsockname()[:2]
-        return f"{'https' if self._tls else 'http'}://{Listen(host, port)}"
+        """Where it listens, once started; `also` is left out."""
+        name = self._servers[0].sockets[0].getsockname()
+        if isinstance(name, str):
+            return f"http+unix://{name}"
+        return f"{'https' if self._tls else 'http'}://{Listen(*name[:2])}"
 
     async def start(self) -> None:
         """Listen. Raises OSError with the setting that names the port."""
@@ -64,23 +72,31 @@ class Listener:
         await runner.setup()
         assert runner.server is not None
         self._peers = Peers(runner.server, self._limits, self._proxies, self._refused)
-        try:
-            self._server = await get_running_loop().create_server(
-                self._peers,
-                self._where.host,
-                self._where.port,
-                backlog=BACKLOG,
-                ssl=self._tls,
-                ssl_handshake_timeout=TLS_HANDSHAKE_S if self._tls else None,
-            )
-        except OSError as problem:
-            why = os.strerror(problem.errno) if problem.errno and problem.errno > 0 else problem
-            raise OSError(f"{self._name}: {self._where}: {why}") from None
+        for where in self._where:
+            try:
+                self._servers.append(await self._listen(where, self._peers))
+            except OSError as problem:
+                why = os.strerror(problem.errno) if problem.errno and problem.errno > 0 else problem
+                raise OSError(f"{self._name}: {where}: {why}") from None
+
+    async def _listen(self, where: Listen | Path, peers: Peers) -> Server:
+        loop = get_running_loop()
+        if isinstance(where, Path):
+            return await loop.create_unix_server(peers, where, backlog=BACKLOG)
+        return await loop.create_server(
+            peers,
+            where.host,
+            where.port,
+            backlog=BACKLOG,
+            reuse_port=self._shared or None,
+            ssl=self._tls,
+            ssl_handshake_timeout=TLS_HANDSHAKE_S if self._tls else None,
+        )
 
     async def stop_accepting(self) -> None:
         """Take no more connections; those that are there go on."""
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
 
     async def close(self) -> None:
         """End every connection, after a moment for the requests under way."""

@@ -33,9 +33,10 @@ class LogHandler(logging.StreamHandler[Any]):
         suppressed: how many were not written.
     """
 
-    def __init__(self, settings: Log) -> None:
+    def __init__(self, settings: Log, fields: dict[str, str] | None = None) -> None:
+        """`fields` stand in every line."""
         super().__init__()
-        self.setFormatter(_Json() if settings.format == "json" else _Human())
+        self.setFormatter(_Json(fields or {}) if settings.format == "json" else _Human(fields or {}))
         self.records = dict.fromkeys(LEVELS, 0)
         self.suppressed = 0
         self._throttle = Throttle(round(settings.lines_per_s * WINDOW_S))
@@ -103,9 +104,9 @@ class Throttle:
                 yield key, window.level, window.lines - self._most
 
 
-def configure(settings: Log) -> LogHandler:
-    """Send the log to stderr, in the configured form."""
-    handler = LogHandler(settings)
+def configure(settings: Log, node: str | None = None) -> LogHandler:
+    """Send the log to stderr, in the configured form; with a node, each line names it."""
+    handler = LogHandler(settings, {} if node is None else {"node": node})
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
     return handler
 
@@ -115,17 +116,28 @@ def _key(record: logging.LogRecord) -> Key:
     return record.name, str(record.msg), str(reason) if isinstance(reason, Enum) else ""
 
 
-class _Human(logging.Formatter):
+class _Formatter(logging.Formatter):
+    def __init__(self, fields: dict[str, str]) -> None:
+        super().__init__()
+        self._constant = fields
+
+    def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
+        extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        both = (self._constant | extra).items()
+        return {key: value if isinstance(value, int | float) else _clean(str(value)) for key, value in both}
+
+
+class _Human(_Formatter):
     """`2026-01-31T12:00:00.123+08:00 INFO    message key=value …`, in local time."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).astimezone().isoformat(timespec="milliseconds")
-        fields = "".join(f" {key}={value}" for key, value in _fields(record).items())
+        fields = "".join(f" {key}={value}" for key, value in self._fields(record).items())
         text = f"{time} {record.levelname:<7} {_clean(record.getMessage())}{fields}"
         return "\n  ".join((text, *_traceback(self, record)))
 
 
-class _Json(logging.Formatter):
+class _Json(_Formatter):
     """`{"time", "level", "logger", "message", …}`, `time` in Unix seconds."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -134,16 +146,11 @@ class _Json(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": _clean(record.getMessage()),
-            **_fields(record),
+            **self._fields(record),
         }
         if record.exc_info:
             line["exception"] = "\n".join(_traceback(self, record))
         return msgspec.json.encode(line).decode()
-
-
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    extra = ((key, value) for key, value in vars(record).items() if key not in _STANDARD)
-    return {key: value if isinstance(value, int | float) else _clean(str(value)) for key, value in extra}
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:

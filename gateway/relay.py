@@ -4,6 +4,9 @@ Clients of Socket.IO 1 and 2 begin with long polling, and each poll may come to 
 node that has it; every node says in its retained status at which address the others reach it. What a node relays bears
 a signature of the secret that all nodes share, and is never relayed again. A node that does not answer is gone: the
 client is told that its session is unknown, and begins anew.
+
+Workers behind one port are nodes that reach each other by unix sockets. What another host relays to that port may come
+to any of them, so that alone is relayed once more, to the right one; what comes by a unix socket never is.
 """
 
 import asyncio
@@ -11,10 +14,14 @@ import hashlib
 import hmac
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import count
+from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from aiohttp import (
@@ -23,6 +30,7 @@ from aiohttp import (
     ClientTimeout,
     ClientWebSocketResponse,
     TCPConnector,
+    UnixConnector,
     WSMessage,
     WSMsgType,
     web,
@@ -40,6 +48,7 @@ KEPT_REQUEST: Final = ("Accept-Encoding", "Content-Type", "Host", "Origin", "Sec
 KEPT_RESPONSE: Final = ("Cache-Control", "Content-Encoding", "Content-Type")
 MIN_SECRET_BYTES: Final = 32  # RFC 2104, 3: no shorter than the hash
 _TAG_CHARS: Final = 10
+_SIBLING_URL: Final = "http://worker"  # a name for the request; the connection goes to a unix socket
 
 
 class Relay:
@@ -48,7 +57,8 @@ class Relay:
     Args:
         node: the name of this one.
         secret: what all nodes share.
-        peers: where the nodes are that are there, by tag; see `tag_of`.
+        peers: URLs of the nodes that are there, by tag; see `tag_of`.
+        siblings: unix sockets of the other workers behind the same port, by tag.
         max_requests: polls and WebSockets under way; over it a session is answered as unknown.
         max_bytes: of one message or body.
         poll_s: how long a poll may take.
@@ -65,6 +75,7 @@ class Relay:
         max_bytes: int,
         poll_s: float,
         relayed: Callable[[str], None],
+        siblings: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
         self._tag = tag_of(node)
         self._secret = secret
@@ -73,8 +84,9 @@ class Relay:
         self._max_bytes = max_bytes
         self._poll_s = poll_s
         self._relayed = relayed
+        self._siblings = siblings
         self._under_way = 0
-        self._client: ClientSession | None = None
+        self._clients: dict[Path | None, ClientSession] = {}  # by the unix socket that one connects to
 
     def new_sid(self) -> str:
         """A session id that nobody can guess, and that names this node."""
@@ -93,9 +105,12 @@ class Relay:
     async def serve(self, request: web.Request, sid: str) -> web.StreamResponse | None:
         """The answer of the node that has the session; None where no other node can have it."""
         tag, dot, _ = sid.rpartition(".")
-        url = self._peers.get(tag)
-        if not dot or tag == self._tag or SIGNATURE in request.headers:
+        if not dot or tag == self._tag or _came_by_unix_socket(request):
             return None
+        sibling = self._siblings.get(tag)
+        if sibling is None and SIGNATURE in request.headers:
+            return None
+        url = _SIBLING_URL if sibling is not None else self._peers.get(tag)
         if url is None:
             self._relayed("gone")
             return None
@@ -104,9 +119,9 @@ class Relay:
             return None
         self._under_way += 1
         try:
-            return await self._pass_on(request, f"{url}{request.path_qs}")
+            return await self._pass_on(request, self._client(sibling), f"{url}{request.path_qs}")
         except (ClientError, TimeoutError, ConnectionError) as problem:
-            log.debug("relay to %s failed: %s", url, type(problem).__name__)
+            log.debug("relay to %s failed: %s", sibling or url, type(problem).__name__)
             self._relayed("failed")
             return None
         finally:
@@ -114,19 +129,25 @@ class Relay:
 
     async def close(self) -> None:
         """Drop the connections to other nodes."""
-        if self._client is not None:
-            await self._client.close()
+        for client in self._clients.values():
+            await client.close()
 
-    async def _pass_on(self, request: web.Request, url: str) -> web.StreamResponse:
-        if self._client is None:
-            connector = TCPConnector(limit=0, keepalive_timeout=self._poll_s)
-            self._client = ClientSession(connector=connector, auto_decompress=False)
+    def _client(self, sibling: Path | None) -> ClientSession:
+        """What connects to one worker, or to the nodes at their URLs."""
+        client = self._clients.get(sibling)
+        if client is None:
+            connect = TCPConnector if sibling is None else partial(UnixConnector, str(sibling))
+            connector = connect(limit=0, keepalive_timeout=self._poll_s)
+            client = self._clients[sibling] = ClientSession(connector=connector, auto_decompress=False)
+        return client
+
+    async def _pass_on(self, request: web.Request, client: ClientSession, url: str) -> web.StreamResponse:
         at = str(int(time.time()))
         headers = {name: request.headers[name] for name in KEPT_REQUEST if name in request.headers}
         headers[SIGNATURE] = f"{at} {self._sign(at, request)}"
         if request.headers.get("Upgrade", "").lower() == "websocket":
-            return await self._tunnel(self._client, request, url, headers)
-        return await self._request(self._client, request, url, headers)
+            return await self._tunnel(client, request, url, headers)
+        return await self._request(client, request, url, headers)
 
     async def _request(
         self, client: ClientSession, request: web.Request, url: str, headers: Mapping[str, str]
@@ -161,6 +182,11 @@ class Relay:
     def _sign(self, at: str, request: web.Request) -> str:
         signed = f"{at} {request.method} {request.path_qs}"
         return hmac.new(self._secret, signed.encode(), hashlib.sha256).hexdigest()
+
+
+def _came_by_unix_socket(request: web.Request) -> bool:
+    transport = request.transport
+    return transport is not None and transport.get_extra_info("socket").family == socket.AF_UNIX
 
 
 Peer = web.WebSocketResponse | ClientWebSocketResponse

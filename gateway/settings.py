@@ -50,7 +50,11 @@ class Reading:
             if key in known:
                 values[key] = self.value(known[key].type, given, at)
             else:
-                self.problem(at, _unknown(key, given, known, top=not path))
+                sections = [name for name, field in known.items() if _is_section(field.type)]
+                is_section = not path and isinstance(given, dict)
+                self.problem(
+                    at, _unknown_section(key, sections) if is_section else f"unknown key{suggestion(key, known, 0.6)}"
+                )
         for key in [key for key in known if known[key].required and key not in table]:
             self.problem(f"{path}.{key}", f"missing, expected {expected(known[key].type)}")
         try:
@@ -128,11 +132,13 @@ def expected(annotation: Any) -> str:
     return getattr(plain, "expected", "a table" if issubclass(plain, Struct) else "text")
 
 
-def _unknown(key: str, given: object, known: Iterable[str], *, top: bool) -> str:
-    meant = suggestion(key, known, 0.6)
-    if not (top and isinstance(given, dict)):
-        return f"unknown key{meant}"
-    return f"unknown section{meant or ', expected one of ' + ', '.join(known)}"
+def _unknown_section(name: str, sections: Iterable[str]) -> str:
+    return f"unknown section{suggestion(name, sections, 0.6) or ', expected one of ' + ', '.join(sections)}"
+
+
+def _is_section(annotation: Any) -> bool:
+    plain = _plain(annotation)
+    return isinstance(plain, type) and issubclass(plain, Struct)
 
 
 def suggestion(word: str, known: Iterable[str], least_ratio: float = 0.8) -> str:

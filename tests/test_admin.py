@@ -17,7 +17,8 @@ async def serving(
     reasons: list[str], registry: CollectorRegistry, late_s: float = 0.0
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """The admin port on a free port of 127.0.0.1, and a client of it."""
-    runner = web.AppRunner(admin.application(lambda: late_s, lambda: reasons, registry, lambda: "asyncapi: 3.0.0\n"))
+    subject = admin.ThisProcess(lambda: late_s, lambda: reasons, registry)
+    runner = web.AppRunner(admin.application(subject, lambda: "asyncapi: 3.0.0\n"))
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -25,6 +25,7 @@ CORES = {
     "gateway.exposures",
     "gateway.proxies",
     "gateway.topics",
+    "gateway.worker",
     "gateway.catalog",
     "gateway.payloads",
     "gateway.schemas",
@@ -54,7 +55,7 @@ CORES = {
     "gateway.mqtt.session",
 }
 SETTINGS = "gateway.config"  # frozen data to everyone; knows the name of its host
-TOPS = {"gateway.app", "gateway.demo", "gateway.__main__"}
+TOPS = {"gateway.app", "gateway.demo", "gateway.supervisor", "gateway.__main__"}
 TOPS |= {
     name for name in MODULES if name.startswith("gateway.cli")
 }  # they wire the rest; every other module is an edge

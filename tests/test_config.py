@@ -43,8 +43,10 @@ def test_the_example_loads_to_the_defaults(tmp_path: Path) -> None:
 def test_the_example_describes_every_setting() -> None:
     lines = config.example().splitlines()
     settings = [number for number, line in enumerate(lines) if " = " in line]
-    sections = [getattr(Config(), name) for name in Config.__struct_fields__ if name not in ("node", "accept")]
-    assert len(settings) == 2 + sum(len(section.__struct_fields__) for section in sections)
+    sections = [
+        getattr(Config(), name) for name in Config.__struct_fields__ if name not in ("node", "workers", "accept")
+    ]
+    assert len(settings) == 3 + sum(len(section.__struct_fields__) for section in sections)
     assert all(lines[number - 1].startswith("# ") for number in settings)
 
 
@@ -145,7 +147,7 @@ def test_a_bad_value_says_what_is_expected(path: str, value: object, expected: s
         ("device", 'device: unknown section, did you mean "devices"?'),
         (
             "broker",
-            "broker: unknown section, expected one of node, accept, devices, relay, admission, admin, mqtt, auth, "
+            "broker: unknown section, expected one of devices, relay, admission, admin, mqtt, auth, "
             "tokens, commands, catalog, rooms, log, tracing",
         ),
     ],

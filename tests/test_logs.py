@@ -17,7 +17,7 @@ from gateway.engine.effects import CloseReason
 from gateway.logs import MAX_VALUE_CHARS
 
 HOSTILE = "x\n12:00:00.000 ERROR forged\x1b[31m\r\x00\x9b\u2028\u202e\ud800"
-FORMATTERS = {"human": logs._Human(), "json": logs._Json()}
+FORMATTERS = {"human": logs._Human({}), "json": logs._Json({})}
 
 
 def record(message: str = "device here", exc_info: Any = None, **extra: object) -> logging.LogRecord:

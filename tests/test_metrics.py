@@ -8,7 +8,8 @@ import pytest
 
 from gateway import admin
 from gateway.catalog import EVENTS
-from gateway.instruments import Counts, Histograms
+from gateway.edge_metrics import SupervisorMetrics
+from gateway.instruments import Counts, Histograms, Instruments
 from gateway.metrics import Metrics
 from gateway.session_metrics import OTHER
 
@@ -48,7 +49,11 @@ def documented() -> dict[str, Row]:
     return rows
 
 
-FAMILIES: dict[str, Counts | Histograms] = {family.name: family for family in Metrics().instruments.families}
+SUPERVISOR = Instruments()
+SupervisorMetrics(SUPERVISOR, ("gw-1.1", "gw-1.2"))
+FAMILIES: dict[str, Counts | Histograms] = {
+    family.name: family for family in (*SUPERVISOR.families, *Metrics().instruments.families)
+}
 
 
 def test_every_metric_is_documented_and_every_documented_one_is_there() -> None:
@@ -71,6 +76,15 @@ def test_the_metrics_of_the_process_are_those_documented() -> None:
     listed = {name for name in quoted(rest.partition("Memory of")[0]) if "_" in name} - {"prometheus_client"}
     exposed = {sample.name for metric in admin.registry().collect() for sample in metric.samples}
     assert exposed == listed
+
+
+def test_what_a_supervisor_counts_a_node_counts_as_well() -> None:
+    """Under one name, with one help: both are on one page."""
+    own = {family.name: family for family in Metrics().instruments.families}
+    shared = [family for family in SUPERVISOR.families if family.name != "gateway_worker_up"]
+    assert [(family.kind, family.help) for family in shared] == [
+        (own[family.name].kind, own[family.name].help) for family in shared
+    ]
 
 
 def test_names_follow_the_conventions() -> None:

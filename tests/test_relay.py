@@ -17,7 +17,7 @@ SECRET = "0123456789abcdef0123456789abcdef"
 
 def made(environ: dict[str, str], **settings: Any) -> Relay | None:
     config = msgspec.structs.replace(Config(), relay=Settings(**settings))
-    return _relay(config, environ, {}, Metrics())
+    return _relay(config, environ, {}, Metrics(), None)
 
 
 def test_there_is_none_without_an_address() -> None:

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--admin", metavar="HOST:PORT", help="Health and metrics.  [default: 127.0.0.1:9464]")
 @click.option("--mqtt", metavar="URL", help="mqtt://HOST:PORT, mqtts://HOST:PORT or mqtt+unix:///PATH.")
 @click.option("--node", metavar="NAME", help="A name that no other node has.  [default: gw- and the host]")
+@click.option("--workers", metavar="N", help="Processes, one for each core.  [default: 1]")
 @click.option("--auth", metavar="open|file:PATH|http|broker", help="Who checks the key of a device.")
 @click.option("--log-format", metavar="human|json", help="For people or for machines.")
 def serve(
@@ -27,19 +30,22 @@ def serve(
     admin: str | None,
     mqtt: str | None,
     node: str | None,
+    workers: str | None,
     auth: str | None,
     log_format: str | None,
 ) -> None:
     """Run a node until SIGTERM or Ctrl-C.
 
     Flags override the environment (GATEWAY_MQTT_URL and so on), which overrides the file. A password in
-    --mqtt is visible to every user of the machine: prefer the environment or the file.
+    --mqtt is visible to every user of the machine: prefer the environment or the file. With --workers each
+    process is a node, gw-1.1 and so on; they share the ports, and one more keeps them running.
 
     Exit status 0 after SIGTERM or Ctrl-C, 2 if it cannot serve as it is told to.
 
     \b
     gateway serve --mqtt mqtt://127.0.0.1:1883 --auth open
     gateway serve --config gateway.toml --listen 0.0.0.0:8080 --log-format json
+    gateway serve --config gateway.toml --workers 4
     """
     mode, colon, keys = (auth or "").partition(":")
     flags = {
@@ -47,17 +53,29 @@ def serve(
         "admin.listen": admin,
         "mqtt.url": mqtt,
         "node": node,
+        "workers": workers,
         "auth.mode": mode if auth is not None else None,
         "auth.file": keys if colon else None,
         "log.format": log_format,
     }
     config = _load(path, {setting: value for setting, value in flags.items() if value is not None})
 
-    from gateway import app
+    if config.workers > 1:
+        from gateway.supervisor import run
+    else:
+        from gateway.app import run
+
+    with refusals():
+        run(config)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Say in a line each what is in the way of serving, and that it is not tried again: exit status 2."""
     from gateway.settings import ConfigError
 
     try:
-        app.run(config)
+        yield
     except ConfigError as error:  # a file of keys that cannot be read
         raise Refused(str(error)) from None
     except OSError as error:  # a port in use

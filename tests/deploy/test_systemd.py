@@ -1,4 +1,4 @@
-"""The units of `deploy/`, as systemd reads them. It need not run for that."""
+"""The unit of `deploy/`, as systemd reads them. It need not run for that."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import Config, resolve
+from gateway.config import Config
 from tests.clients.install import program
 from tests.e2e.proxies import DEPLOY, replaced
 
@@ -31,10 +31,9 @@ def units(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("unit", ["gateway.service", "gateway@1.service"])
-def test_systemd_takes_it(unit: str, units: Path) -> None:
+def test_systemd_takes_it(units: Path) -> None:
     """A slip is a warning on stderr, which systemd then ignores: none may be there."""
-    done = analyze("verify", unit, units=units)
+    done = analyze("verify", "gateway.service", units=units)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -44,32 +43,13 @@ def test_systemd_would_tell_of_a_slip(units: Path) -> None:
     assert "LockPersonalty" in analyze("verify", "gateway.service", units=units).stderr
 
 
-@pytest.mark.parametrize("unit", ["gateway.service", "gateway@.service"])
-def test_it_is_locked_up(unit: str, units: Path) -> None:
+def test_it_is_locked_up(units: Path) -> None:
     threshold = f"--threshold={MOST_EXPOSURE}"
-    done = analyze("security", "--offline=true", threshold, str(units / unit), units=units)
+    done = analyze("security", "--offline=true", threshold, str(units / "gateway.service"), units=units)
     assert done.returncode == 0, done.stdout
 
 
-def settings(unit: str) -> list[str]:
-    lines = (UNITS / unit).read_text("utf-8").splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
-
-
-def test_both_units_differ_in_name_and_ports_only() -> None:
-    one, several = settings("gateway.service"), settings("gateway@.service")
-    (own,) = [line for line in several if line.startswith("Environment=GATEWAY_NODE")]
-    assert [line.replace(" %i", "") for line in several if line != own] == one
-    environ = dict(word.split("=") for word in own.removeprefix("Environment=").split(" "))
-    first, second = (
-        resolve({}, {name: value.replace("%i", instance).replace("%H", "host") for name, value in environ.items()}, {})
-        for instance in "12"
-    )
-    assert first.node != second.node
-    assert first.devices.listen != second.devices.listen
-    assert first.admin.listen != second.admin.listen
-
-
 def test_there_are_files_enough_for_the_devices() -> None:
-    (limit,) = [line for line in settings("gateway.service") if line.startswith("LimitNOFILE=")]
+    lines = (UNITS / "gateway.service").read_text("utf-8").splitlines()
+    (limit,) = [line for line in lines if line.startswith("LimitNOFILE=")]
     assert int(limit.partition("=")[2]) >= 2 * Config().devices.max_devices + FILES_BESIDE_DEVICES

@@ -32,7 +32,7 @@ from tests.clients.install import missing
 from tests.e2e.cutter import Cutter
 from tests.e2e.hostile import RawSocket
 from tests.e2e.monitoring import DEPLOY, SCRAPE_S, Pager, Prometheus, expressions, hurried, prometheus
-from tests.e2e.world import Device, Node, Service, device, gateway, service, viewer
+from tests.e2e.world import Device, Node, Service, device, gateway, service, viewer, workers_of
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.mosquitto_only("it has an access control list")]
 
@@ -316,6 +316,24 @@ async def drained_for_ever(world: World, node: Node, api: Service) -> None:
         await node.process.wait()
 
 
+async def a_worker_that_always_dies(world: World) -> None:
+    """Each time its supervisor takes longer to start it again."""
+    environ = {"GATEWAY_PEPPER": PEPPER}
+    flags = ("--node", "gw-5", "--workers", "2", "--auth", f"file:{world.keys}")
+    async with gateway(
+        world.broker.url, *flags, environ=environ, errors={"worker ended"}, await_ready=False
+    ) as supervisor:
+        supervisor.admin = (await supervisor.logged("workers started"))["admin"]
+        world.nodes["gw-5"] = supervisor
+        world.watcher.watch(world.nodes)
+        while "GatewayWorkerDown" not in world.pager.heard:
+            for pid in workers_of(supervisor, "gw-5.2"):
+                os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(SCRAPE_S)
+        await over(world, "GatewayWorkerDown")
+    world.forget("gw-5")
+
+
 async def a_certificate_that_ends(world: World) -> None:
     """It is renewed in time."""
     until = datetime.now(UTC) + timedelta(days=1)
@@ -401,6 +419,7 @@ async def tell(world: World, stack: AsyncExitStack) -> None:
                     a_broken_file(world),
                     a_node_in_trouble(world, api, stack),
                     a_certificate_that_ends(world),
+                    a_worker_that_always_dies(world),
                 ):
                     group.create_task(fault)
         await over(world, "GatewayMassDisconnect")  # of those that left in the meantime

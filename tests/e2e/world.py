@@ -8,6 +8,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -108,6 +109,17 @@ async def gateway(
         wrong = [line for line in node.lines if "exception" in line or line["level"] == "error"]
         unexpected = [line for line in wrong if line["message"] not in errors]
         assert not unexpected, unexpected
+
+
+def workers_of(supervisor: Node, node: str) -> list[int]:
+    """The process of a worker, by the name of its node; none while it is not running."""
+    pid = supervisor.process.pid
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split():
+        with suppress(FileNotFoundError):
+            if node in Path(f"/proc/{child}/cmdline").read_text("utf-8").split("\0"):
+                found.append(int(child))
+    return found
 
 
 class Device:
