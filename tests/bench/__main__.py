@@ -65,7 +65,7 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, text: str | N
 @click.option(
     "--contenders",
     callback=_names(contenders.CONTENDERS),
-    help=f"Of {', '.join(contenders.CONTENDERS)}; all by default.",
+    help=f"Of {', '.join(contenders.CONTENDERS)}; by default {', '.join(Plan().contenders)}.",
 )
 @click.option("--rounds", type=click.IntRange(1), help="Rounds of each part; by default fewer of the long ones.")
 @click.option("--devices", type=click.IntRange(1), help=f"Devices of most parts ({Plan().devices:,}).")

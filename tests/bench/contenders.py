@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from tests.bench.results import BASELINE
+from tests.bench.usage import tree
 
 HERE: Final = Path(__file__).parent
 PEERS: Final = HERE / "peers"
@@ -37,7 +39,8 @@ class Timers(NamedTuple):
 class Contender(NamedTuple):
     """One way to do the job; `command` says how to start it, None that there is nothing to start.
 
-    `keeps` is what it does for a command, for comparison; `folder` is where it starts.
+    `keeps` is what it does for a command, for comparison; `folder` is where it starts. What stands in its log when all
+    its processes are there is `started`; where that is empty it is enough that the port is open.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Contender(NamedTuple):
     command: Callable[[int, str, Timers], tuple[str, ...]] | None
     environ: Callable[[Timers], dict[str, str]] = lambda _: {}
     folder: Path | None = None
+    started: str = ""
 
 
 class Unusable(Exception):
@@ -56,6 +60,10 @@ def _gateway(port: int, mqtt: str, _: Timers) -> tuple[str, ...]:
     listen, admin = f"127.0.0.1:{port}", "127.0.0.1:0"
     flags = ("--listen", listen, "--admin", admin, "--mqtt", mqtt, "--auth", "open", "--node", "bench")
     return (sys.executable, "-m", "gateway", "serve", *flags)
+
+
+def _workers(port: int, mqtt: str, timers: Timers) -> tuple[str, ...]:
+    return (*_gateway(port, mqtt, timers), "--workers", "2")
 
 
 def _gateway_environ(timers: Timers) -> dict[str, str]:
@@ -84,6 +92,14 @@ CONTENDERS: Final = {
             "a session for each device; PUBACK after the outcome is safe; one final outcome whatever happens",
             _gateway,
             _gateway_environ,
+        ),
+        Contender(
+            "workers",
+            "this gateway, --workers 2",
+            "as one process",
+            _workers,
+            _gateway_environ,
+            started="workers started",
         ),
         Contender(
             "node",
@@ -150,19 +166,23 @@ async def running(contender: Contender, mqtt: str, timers: Timers, log: Path) ->
             cwd=contender.folder,
         )
     try:
-        await _listens(process, port, log)
+        await _listens(process, port, log, contender.started)
         yield Running(process.pid, port)
     finally:
-        with suppress(ProcessLookupError):
-            process.kill()
+        for pid in tree(process.pid) if process.returncode is None else ():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         await process.wait()
 
 
-async def _listens(process: asyncio.subprocess.Process, port: int, log: Path) -> None:
+async def _listens(process: asyncio.subprocess.Process, port: int, log: Path, started: str) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(START_S):
             while process.returncode is None:
                 with suppress(OSError):
+                    if started not in log.read_text("utf-8", errors="replace"):
+                        await asyncio.sleep(POLL_S)
+                        continue
                     _, writer = await asyncio.open_connection("127.0.0.1", port)
                     writer.transport.abort()
                     return
