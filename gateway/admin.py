@@ -4,7 +4,7 @@ Decides nothing: readiness and metrics are the caller's. Not for the internet; i
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from aiohttp import web
@@ -43,8 +43,8 @@ class Subject(Protocol):
     async def reasons(self) -> list[str]:
         """Why it is not ready, nothing when it is."""
 
-    async def metrics(self) -> Iterable[Metric]:
-        """Its metrics, of this moment."""
+    async def metrics(self, accept: str) -> tuple[str, str]:
+        """Its metrics as a page, and the Content-Type of that; `accept` is what the client asks for."""
 
 
 class ThisProcess:
@@ -72,9 +72,9 @@ class ThisProcess:
         """See `Subject`."""
         return self._reasons()
 
-    async def metrics(self) -> Iterable[Metric]:
+    async def metrics(self, accept: str) -> tuple[str, str]:
         """See `Subject`."""
-        return tuple(self._registry.collect())
+        return await exposition(self._registry, accept)
 
 
 def application(subject: Subject, contract: Callable[[], str]) -> web.Application:
@@ -92,7 +92,8 @@ def application(subject: Subject, contract: Callable[[], str]) -> web.Applicatio
         return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
     async def metrics(request: web.Request) -> web.Response:
-        return await _exposition(await subject.metrics(), request.headers.get("Accept", ""))
+        page, content_type = await subject.metrics(request.headers.get("Accept", ""))
+        return web.Response(body=page.encode(), headers={"Content-Type": content_type})
 
     async def asyncapi(_: web.Request) -> web.Response:
         return web.Response(text=await asyncio.to_thread(contract), content_type="application/yaml")
@@ -110,8 +111,8 @@ def application(subject: Subject, contract: Callable[[], str]) -> web.Applicatio
     return app
 
 
-async def _exposition(metrics: Iterable[Metric], accept: str) -> web.Response:
-    """The metrics, in the format that the client prefers; the plain one if it asks for nonsense.
+async def exposition(collector: Collector, accept: str) -> tuple[str, str]:
+    """The metrics of this moment, and the Content-Type: what the client prefers, plain if it asks for nonsense.
 
     Written a family at a time, between which the loop turns: all at once takes it 5 to 10 ms (measured).
     """
@@ -122,10 +123,10 @@ async def _exposition(metrics: Iterable[Metric], accept: str) -> web.Response:
         encode, content_type = choose_encoder("")
     end = encode(_Family())  # of OpenMetrics
     body = bytearray()
-    for metric in metrics:
+    for metric in tuple(collector.collect()):
         body += encode(_Family(metric)).removesuffix(end)
         await asyncio.sleep(0)
-    return web.Response(body=bytes(body + end), headers={"Content-Type": content_type})
+    return (body + end).decode(), content_type
 
 
 class _Family(CollectorRegistry):

@@ -7,17 +7,17 @@ import pickle
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from time import monotonic
 from typing import Final
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector
-from prometheus_client.metrics_core import Metric
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from gateway.admin import exposition
 from gateway.config import Config
+from gateway.exposition import merged
 from gateway.supervised import READY
 from gateway.worker import Worker
 
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 START_S: Final = 60.0  # a worker that does not listen by then is ended
 ANSWER_S: Final = 5.0  # for a page
-OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0"
 
 
 class WorkerProcess:
@@ -81,13 +80,13 @@ class WorkerProcess:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
-    async def page(self, path: str) -> tuple[int, str] | None:
+    async def page(self, path: str, accept: str = "") -> tuple[int, str] | None:
         """Status and text of one of its pages; None if it does not answer."""
         connector, limit = UnixConnector(self._connector_path), ClientTimeout(ANSWER_S)
         try:
             async with (
-                ClientSession(connector=connector, timeout=limit, headers={"Accept": OPENMETRICS}) as http,
-                http.get(f"http://worker{path}") as answer,
+                ClientSession(connector=connector, timeout=limit) as http,
+                http.get(f"http://worker{path}", headers={"Accept": accept}) as answer,
             ):
                 text = await answer.text()
         except (ClientError, TimeoutError, OSError) as problem:
@@ -125,30 +124,16 @@ class Workers:
         reasons = await asyncio.gather(*map(_reasons, self._processes))
         return [why for of_one in reasons for why in of_one] if all(reasons) else []
 
-    async def metrics(self) -> Iterable[Metric]:
+    async def metrics(self, accept: str) -> tuple[str, str]:
         """Those of each worker under the name of its node, as `instance`, and the supervisor's own."""
-        pages = await asyncio.gather(*(process.page("/metrics") for process in self._processes))
+        pages = await asyncio.gather(*(process.page("/metrics", accept) for process in self._processes))
         texts = {process.node: page[1] for process, page in zip(self._processes, pages, strict=True) if page}
         self.up = frozenset(texts)
-        return await asyncio.to_thread(_merged, texts, tuple(self._own.collect()))  # 0.1 s for each
+        own, content_type = await exposition(self._own, accept)
+        return merged(texts, own), content_type
 
 
 async def _reasons(process: WorkerProcess) -> list[str]:
     page = await process.page("/readyz")
     reasons = ["does not answer"] if page is None else json.loads(page[1])["reasons"]
     return [f"{process.node}: {reason}" for reason in reasons]
-
-
-def _merged(texts: dict[str, str], own: Iterable[Metric]) -> list[Metric]:
-    families: dict[str, Metric] = {}
-    for metric in (*_labelled(texts), *own):
-        if (family := families.setdefault(metric.name, metric)) is not metric:
-            family.samples += metric.samples
-    return list(families.values())
-
-
-def _labelled(texts: dict[str, str]) -> Iterator[Metric]:
-    for node, text in texts.items():
-        for metric in text_string_to_metric_families(text):  # type: ignore[no-untyped-call]
-            metric.samples = [sample._replace(labels={"instance": node} | sample.labels) for sample in metric.samples]
-            yield metric

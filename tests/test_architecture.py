@@ -22,6 +22,7 @@ CORES = {
     "gateway.auth",
     "gateway.auth.cache",
     "gateway.crowd",
+    "gateway.exposition",
     "gateway.exposures",
     "gateway.proxies",
     "gateway.topics",

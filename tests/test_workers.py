@@ -1,67 +1,18 @@
-"""What workers share, and how the pages of all become one."""
+"""What workers share, and what they are told."""
 
 import pickle
 import socket
 
 import pytest
-from prometheus_client import CollectorRegistry
-from prometheus_client.openmetrics.exposition import generate_latest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
 
-from gateway import admin
 from gateway.addresses import Listen
 from gateway.config import MAX_NODE_OF_WORKERS, resolve
-from gateway.edge_metrics import SupervisorMetrics
-from gateway.instruments import Instruments
-from gateway.metrics import Metrics
 from gateway.settings import ConfigError
 from gateway.supervisor import reserved
 from gateway.worker import Worker, node_of
-from gateway.workers import WorkerProcess, _merged
+from gateway.workers import WorkerProcess
 
-TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 NODES = ("gw-1.1", "gw-1.2")
-
-
-def page(node: str) -> str:
-    metrics = Metrics(node=node)
-    metrics.node.ready.read(lambda: True)
-    histogram = metrics.sessions._events["media_stop"].ack
-    histogram.observe(0.3)
-    histogram.exemplify(0.3, TRACE, 1700000000.0)
-    return openmetrics(admin.registry(metrics.instruments))
-
-
-def openmetrics(registry: CollectorRegistry) -> str:
-    return str(generate_latest(registry).decode())  # type: ignore[no-untyped-call]
-
-
-def samples(text: str) -> list[Sample]:
-    families = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
-    return [sample for family in families for sample in family.samples]
-
-
-def test_each_sample_says_whose_it_is_and_a_family_is_there_once() -> None:
-    own = Instruments()
-    up = SupervisorMetrics(own, NODES).up
-    up["gw-1.1"].n = 1
-    merged = _merged({node: page(node) for node in NODES}, own.collect())
-    names = [metric.name for metric in merged]
-    assert len(names) == len(set(names))
-    (ready,) = [metric for metric in merged if metric.name == "gateway_ready"]
-    assert [(sample.labels, sample.value) for sample in ready.samples] == [({"instance": n}, 1) for n in NODES]
-    (lag,) = [metric for metric in merged if metric.name == "gateway_event_loop_lag_seconds"]
-    assert {sample.labels.get("instance") for sample in lag.samples} == {*NODES, None}
-    (workers,) = [metric for metric in merged if metric.name == "gateway_worker_up"]
-    assert [sample.value for sample in workers.samples] == [1, 0]
-
-
-def test_a_page_of_all_is_openmetrics_with_its_exemplars() -> None:
-    merged = _merged({node: page(node) for node in NODES}, ())
-    found = samples(openmetrics(admin._Family(*merged)))
-    assert len([sample for sample in found if sample.exemplar is not None]) == len(NODES)
-    assert len(found) == len(NODES) * len(samples(page("gw-1.1")))
 
 
 def test_sockets_of_workers_are_short_and_differ() -> None:
