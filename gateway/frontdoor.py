@@ -153,13 +153,16 @@ class FrontDoor:
         elif socket.number not in self._authentications:
             task = asyncio.create_task(self._admit(socket, claim), name=f"authenticate-{socket.number}")
             self._authentications[socket.number] = task
-            task.add_done_callback(partial(self._authenticated, socket.number, monotonic()))
+            task.add_done_callback(partial(self._authenticated, socket, claim, monotonic()))
 
     async def _admit(self, socket: Socket, claim: DeviceKey) -> Verdict:
         async with self._turn(socket, claim.serial):
-            verdict = await self._devices.admit(
+            return await self._devices.admit(
                 claim, lambda: self._accepted(socket, claim), lambda device: self._welcome(socket, device)
             )
+
+    def _answer(self, socket: Socket, claim: DeviceKey, verdict: Verdict) -> None:
+        """Tell what came of a claim; one that is accepted has been welcomed already."""
         if verdict is Verdict.DENIED:
             log.info("signature wrong", extra={"serial": claim.serial, "address": socket.address})
             self._wrong(socket, claim.serial, Refusal.WRONG_KEY)
@@ -169,7 +172,6 @@ class FrontDoor:
             self._sockets.close(socket.number, CloseReason.OVERLOADED)
         elif verdict is Verdict.MOVED:
             self._sockets.close(socket.number, CloseReason.REPLACED)  # by another node, meanwhile
-        return verdict
 
     @asynccontextmanager
     async def _turn(self, socket: Socket, serial: str) -> AsyncIterator[None]:
@@ -210,14 +212,17 @@ class FrontDoor:
         self._sockets.emit(socket.number, "auth:ok")
         device.attach(socket)
 
-    def _authenticated(self, number: int, since: float, task: asyncio.Task[Verdict]) -> None:
-        del self._authentications[number]
+    def _authenticated(self, socket: Socket, claim: DeviceKey, since: float, task: asyncio.Task[Verdict]) -> None:
+        """Forget the check, then answer: whoever is told no may try again at once."""
+        del self._authentications[socket.number]
         problem = None if task.cancelled() else task.exception()
         outcome = "abandoned" if task.cancelled() or problem is not None else task.result().name.lower()
         self._metrics.sockets.authenticated(outcome, monotonic() - since)
         if problem is not None:
             log.error("authentication failed", exc_info=problem)
-            self._sockets.close(number, CloseReason.INTERNAL_ERROR)
+            self._sockets.close(socket.number, CloseReason.INTERNAL_ERROR)
+        elif not task.cancelled():
+            self._answer(socket, claim, task.result())
 
     def _fail(self, socket: Socket) -> None:
         self._sockets.emit(socket.number, "auth:fail", ({"error_msg": NOT_VALID},))
