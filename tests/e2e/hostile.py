@@ -69,10 +69,14 @@ class RawSocket:
 
     async def authenticate(self, serial: str, key: str = "key") -> str:
         """Claim to be a device; the event that answers."""
-        signature = base64.b64encode(f"{serial}:{key}".encode()).decode()
-        self.text(f'42["authentication",{{"signature":"{signature}"}}]')
+        self.claim(serial, key)
         answer: str = json.loads((await self.until('42["auth:')).removeprefix("42"))[0]
         return answer
+
+    def claim(self, serial: str, key: str) -> None:
+        """Claim to be a device, and wait for nothing."""
+        signature = base64.b64encode(f"{serial}:{key}".encode()).decode()
+        self.text(f'42["authentication",{{"signature":"{signature}"}}]')
 
     def text(self, message: str) -> None:
         """Write one message."""

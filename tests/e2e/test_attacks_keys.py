@@ -1,8 +1,8 @@
 """Keys that are guessed: from one address, from many, and from where the real device is, which gets in all the same."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -24,12 +24,31 @@ def kind() -> str:
 
 
 @pytest.fixture
-async def node(broker: LocalBroker, tmp_path: Path) -> AsyncIterator[Node]:
-    """It lets nobody wait for longer than 6 s."""
+def keys(tmp_path: Path) -> Path:
     path = tmp_path / "keys"
     keyfile.put(path, {serial: hash_key(serial, key, PEPPER.encode()) for serial, key in KEYS.items()})
-    environ = {"GATEWAY_PEPPER": PEPPER, "GATEWAY_DEVICES_AUTH_TIMEOUT_S": "18"}
-    async with gateway(broker.url, "--auth", f"file:{path}", environ=environ) as running:
+    return path
+
+
+@asynccontextmanager
+async def guarded(broker: LocalBroker, keys: Path, auth_timeout_s: int) -> AsyncIterator[Node]:
+    """A node that knows the keys; who guesses waits for a third of the time to authenticate, and 64 s, at most."""
+    environ = {"GATEWAY_PEPPER": PEPPER, "GATEWAY_DEVICES_AUTH_TIMEOUT_S": str(auth_timeout_s)}
+    async with gateway(broker.url, "--auth", f"file:{keys}", environ=environ) as running:
+        yield running
+
+
+@pytest.fixture
+async def node(broker: LocalBroker, keys: Path) -> AsyncIterator[Node]:
+    """Nobody waits for longer than 6 s: each is answered while the test lasts."""
+    async with guarded(broker, keys, 18) as running:
+        yield running
+
+
+@pytest.fixture
+async def patient(broker: LocalBroker, keys: Path) -> AsyncIterator[Node]:
+    """Who failed twelve times waits for a minute: nobody that waits is answered while the test lasts."""
+    async with guarded(broker, keys, 600) as running:
         yield running
 
 
@@ -38,6 +57,19 @@ async def guess(node: Node, source: str, serial: str, number: int) -> None:
     async with RawSocket.open(node, source=source) as peer:
         for attempt in range(number):
             assert await peer.authenticate(serial, f"wrong{attempt}") == "auth:fail"
+
+
+async def stammer(peer: RawSocket, number: int) -> None:
+    """No keys at all: each is answered at once, and fails as a wrong one does."""
+    for _ in range(number):
+        peer.text('42["authentication",{"signature":"%%%"}]')
+        await peer.until('42["auth:fail"')
+
+
+@asynccontextmanager
+async def crowd(node: Node, sources: Sequence[str]) -> AsyncIterator[list[RawSocket]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(RawSocket.open(node, source=source)) for source in sources]
 
 
 async def enter(node: Node, serial: str, source: str) -> str:
@@ -60,46 +92,55 @@ async def test_from_one_address(node: Node, api: Service) -> None:
         assert await counted(node, REFUSALS, reason="wrong-key") > 5
 
 
-async def test_from_many_addresses_at_one_serial(node: Node) -> None:
+async def test_from_many_addresses_at_one_serial(patient: Node) -> None:
     """The right key from an address without a failure does not wait; all the guesses do."""
-    async with AsyncExitStack() as stack:
-        peers = [await stack.enter_async_context(RawSocket.open(node, source=f"127.0.1.{n}")) for n in range(1, 31)]
+    async with crowd(patient, [f"127.0.1.{n}" for n in range(1, 31)]) as peers:
         for peer in peers:
             assert await peer.authenticate("AC1", "first guess") == "auth:fail"
-        guesses = [asyncio.create_task(peer.authenticate("AC1", "second guess")) for peer in peers]
-        await counts(node, len(peers), REFUSALS, reason="delayed-key")
-        assert await enter(node, "AC1", "127.0.0.3") == "auth:ok"
-        assert not any(guess.done() for guess in guesses)
-        assert set(await asyncio.gather(*guesses)) == {"auth:fail"}, "each is answered in the end"
-    assert await counted(node, REFUSALS, reason="wrong-key") == 2 * len(peers)
+        for peer in peers:
+            peer.claim("AC1", "second guess")
+        await counts(patient, len(peers), REFUSALS, reason="delayed-key")
+        assert await enter(patient, "AC1", "127.0.0.3") == "auth:ok"
+        assert await counted(patient, REFUSALS, reason="wrong-key") == len(peers), "no second guess was checked"
 
 
-async def test_from_where_the_device_is(node: Node) -> None:
-    """A school has one address: who was there before does not wait, who comes for the first time waits a while."""
+async def test_from_where_the_device_is(patient: Node) -> None:
+    """A school has one address: who was there before does not wait, the guesses and who comes for the first time do."""
     school = "127.0.0.4"
-    assert await enter(node, "AC1", school) == "auth:ok"
-    await guess(node, school, "BYSTANDER", 7)
-    async with AsyncExitStack() as stack:
-        peers = [await stack.enter_async_context(RawSocket.open(node, source=school)) for _ in range(20)]
-        guesses = [asyncio.create_task(peer.authenticate("BYSTANDER", "guess")) for peer in peers]
-        await counts(node, len(peers), REFUSALS, reason="delayed-key")
-        newcomer = asyncio.create_task(enter(node, "AC2", school))
-        assert await enter(node, "AC1", school) == "auth:ok"
-        assert not newcomer.done()
-        assert await newcomer == "auth:ok"
-        assert set(await asyncio.gather(*guesses)) == {"auth:fail"}
+    assert await enter(patient, "AC1", school) == "auth:ok"
+    async with crowd(patient, [school] * 21) as (newcomer, *peers):
+        await stammer(peers[0], 12)
+        for peer in peers:
+            peer.claim("BYSTANDER", "guess")
+        newcomer.claim("AC2", KEYS["AC2"])
+        await counts(patient, len(peers) + 1, REFUSALS, reason="delayed-key")
+        assert await enter(patient, "AC1", school) == "auth:ok"
+        assert await counted(patient, REFUSALS, reason="wrong-key") == 0, "no guess was checked"
+        assert await counted(patient, "gateway_authentications_total", outcome="accepted") == 2, "nor the newcomer"
 
 
-async def test_what_is_no_signature_waits_like_a_wrong_key(node: Node) -> None:
-    async with RawSocket.open(node, source="127.0.0.2") as peer:
-        for _ in range(8):
-            peer.text('42["authentication",{"signature":"%%%"}]')
+async def test_each_is_answered_in_the_end(node: Node) -> None:
+    """The guesses are told no, and the right key among them gets in."""
+    school = "127.0.0.4"
+    async with crowd(node, [school] * 21) as (newcomer, *peers):
+        await stammer(peers[0], 7)
+        for peer in peers:
+            peer.claim("BYSTANDER", "guess")
+        newcomer.claim("AC2", KEYS["AC2"])
+        await counts(node, len(peers) + 1, REFUSALS, reason="delayed-key")
+        for peer in peers:
             await peer.until('42["auth:fail"')
-        waits = asyncio.create_task(peer.authenticate("AC1", "guess"))
-        await counts(node, 1, REFUSALS, reason="delayed-key")
-        assert not waits.done()
-        assert await waits == "auth:fail"
-    assert await counted(node, REFUSALS, reason="malformed-signature") == 8
+        await newcomer.until('42["auth:ok"')
+    assert await counted(node, REFUSALS, reason="wrong-key") == len(peers)
+
+
+async def test_what_is_no_signature_waits_like_a_wrong_key(patient: Node) -> None:
+    async with RawSocket.open(patient, source="127.0.0.2") as peer:
+        await stammer(peer, 12)
+        peer.claim("AC1", KEYS["AC1"])
+        await counts(patient, 1, REFUSALS, reason="delayed-key")
+    assert await counted(patient, REFUSALS, reason="malformed-signature") == 12
+    assert await counted(patient, "gateway_authentications_total", outcome="accepted") == 0, "the right one waits, too"
 
 
 async def test_a_guess_under_way_is_the_only_one_of_its_socket(node: Node) -> None:
