@@ -431,6 +431,8 @@ def test_devices_of_a_file_that_is_not_there(tmp_path: Path, command: list[str])
     [
         ([], "expected a SERIAL, --devices N or --keys CSV\n"),
         (["AC1", "--url", "127.0.0.1:8080"], "--url: expected http://HOST:PORT or https://HOST:PORT\n"),
+        (["AC1", "--ca", "/none"], "--ca: /none: No such file or directory\n"),
+        (["AC1", "--ca", "README.md"], "--ca: README.md: no certificate of an authority in it\n"),
         (["a/b"], "'a/b' is no serial: expected 1 to 64 of A-Z a-z 0-9 . _ -\n"),
         (["--devices", "2", "--serial-prefix", "a b"], "'a b1' is no serial: expected 1 to 64 of A-Z a-z 0-9 . _ -\n"),
     ],

@@ -7,14 +7,17 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
 import click
 
 from gateway.cli.keys import read_keys
-from gateway.cli.options import POSITIVE, Refused
+from gateway.cli.options import FILE, POSITIVE, Refused
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from gateway.simulate.fleet import SimulatedFleet
     from gateway.simulate.profiles import Behaviour
     from gateway.simulate.tally import Summary
@@ -27,6 +30,7 @@ PROFILES = ("steady", "modern", "old", "slow", "flapping", "mixed")  # of gatewa
 @click.command()
 @click.argument("serials", metavar="[SERIAL]...", nargs=-1)
 @click.option("--url", metavar="URL", default="http://127.0.0.1:8080", show_default=True, help="The gateway.")
+@click.option("--ca", metavar="PEM", type=FILE, help="Who signed its certificate, if the system does not know them.")
 @click.option("--devices", "number", metavar="N", type=click.IntRange(min=1), help="Play N devices: SIM1, SIM2 and on.")
 @click.option(
     "--serial-prefix", metavar="TEXT", default="SIM", show_default=True, help="What the serials of these begin with."
@@ -72,6 +76,7 @@ PROFILES = ("steady", "modern", "old", "slow", "flapping", "mixed")  # of gatewa
 def simulate(
     serials: tuple[str, ...],
     url: str,
+    ca: Path | None,
     number: int | None,
     serial_prefix: str,
     profile: str,
@@ -108,6 +113,7 @@ def simulate(
     gateway simulate --devices 1000 --key 'key-of-{serial}' --drop-every 30 --json
     """
     _check_url(url)
+    tls = _trusting(ca) if ca is not None else None
     known = read_keys(keys) if keys is not None else {}
     names = _names(serials, number, serial_prefix, known)
     _raise_file_limit(2 * len(names) + 100)
@@ -125,7 +131,7 @@ def simulate(
 
     async def run() -> "Summary":
         fleet = SimulatedFleet(
-            url, devices, connects_per_s=connects_per_s, seed=seed, tell=click.echo if telling else None
+            url, devices, connects_per_s=connects_per_s, seed=seed, tls=tls, tell=click.echo if telling else None
         )
         return await _play(fleet, seconds, drop_every_s, shows=sys.stderr.isatty() and not telling)
 
@@ -186,6 +192,15 @@ def _check_url(url: str) -> None:
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.hostname:
         raise Refused("--url: expected http://HOST:PORT or https://HOST:PORT")
+
+
+def _trusting(ca: Path) -> "SSLContext":
+    from gateway.tls import client_context
+
+    try:
+        return client_context(str(ca))
+    except ValueError as problem:
+        raise Refused(f"--ca: {problem}") from None
 
 
 def _names(serials: Sequence[str], number: int | None, prefix: str, keys: Mapping[str, str]) -> list[str]:

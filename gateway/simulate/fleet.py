@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,6 +32,7 @@ class SimulatedFleet:
         connects_per_s: how many connect for the first time in a second, None: all at once.
         seed: of everything that is random.
         backoff: when to connect again.
+        tls: how an `https` gateway is verified, None: by the system's authorities.
         tell: called with a line for a person for each change of a state and each event; slow, for few devices.
     """
 
@@ -43,6 +45,7 @@ class SimulatedFleet:
         connects_per_s: float | None = None,
         seed: int | None = None,
         backoff: Backoff = Backoff(),  # noqa: B008  (it is frozen)
+        tls: ssl.SSLContext | None = None,
         tell: Callable[[str], None] | None = None,
     ) -> None:
         self.devices = devices
@@ -51,6 +54,7 @@ class SimulatedFleet:
         self._connects_per_s = connects_per_s
         self._random = random.Random(seed)  # noqa: S311  (of behaviour, not of secrets)
         self._backoff = backoff
+        self._tls = tls
         self._tell = tell
         self._all_online = asyncio.Event()
         self._lives: list[asyncio.Task[None]] = []
@@ -104,7 +108,7 @@ class SimulatedFleet:
         """Start one life after the other, at the pace that is wanted, and let them go on."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        connector = aiohttp.TCPConnector(limit=0)
+        connector = aiohttp.TCPConnector(limit=0, ssl=self._tls or True)
         async with (
             aiohttp.ClientSession(
                 connector=connector, cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=None)
