@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 
 import click
 import msgspec
+import trustme
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -32,6 +33,7 @@ from gateway.config import load
 from gateway.simulate.device import SimulatedDevice
 from gateway.simulate.fleet import SimulatedFleet
 from gateway.simulate.profiles import OLD_UPGRADE, Behaviour, Flapping, Report
+from gateway.tls import client_context
 from gateway.topics import Outcome
 
 ACK_TIMEOUT_S: Final = 3.0  # a newcomer does not wait the usual ten seconds to see a timeout
@@ -78,6 +80,8 @@ CAST: Final = (
     Part("AC4178234415", "on/off", Behaviour(flapping=Flapping(online_s=4.0, away_s=2.0))),
 )
 
+NEWCOMER: Final = "AC4178234416"
+
 COMMANDS: Final = (
     Command("device_status"),
     Command(
@@ -91,6 +95,13 @@ COMMANDS: Final = (
     Command("media_stop", {"stop": True}, qos=1),
     Command("bind_class", {"id": 1, "name": "初三1班"}, qos=1),
 )
+
+
+class Certified(msgspec.Struct, frozen=True):
+    """PEM files: who is to be trusted, and the certificate for this machine that they signed, with its key."""
+
+    authority: Path
+    certificate: Path
 
 
 class Row:
@@ -154,15 +165,15 @@ class Tally:
         return ordered[max(0, ceil(share * len(ordered)) - 1)]
 
 
-def run(seconds: float | None, broker: Literal["auto"] | Kind = "auto") -> int:
-    """Run the demo for `seconds`, or until Ctrl-C.
+def run(seconds: float | None, broker: Literal["auto"] | Kind = "auto", *, tls: bool = False) -> int:
+    """Run the demo for `seconds`, or until Ctrl-C; with `tls` devices connect by TLS.
 
     Returns:
         The exit status: 0 if every command got its final outcome and one at least was acked, 1 if not, 2 if
         it cannot be set up.
     """
     try:
-        return asyncio.run(main(seconds, broker))
+        return asyncio.run(main(seconds, broker, tls=tls))
     except BrokerUnavailable as problem:
         click.echo(f"gateway demo: {problem}", err=True)
     except TimeoutError:
@@ -170,22 +181,24 @@ def run(seconds: float | None, broker: Literal["auto"] | Kind = "auto") -> int:
     return 2
 
 
-async def main(seconds: float | None, broker: Literal["auto"] | Kind) -> int:
+async def main(seconds: float | None, broker: Literal["auto"] | Kind, *, tls: bool) -> int:
     """Start everything, let it play, and say what became of it; returns the exit status."""
     stop = asyncio.Event()
     _stop_on_signals(stop)
     tally = Tally()
     async with AsyncExitStack() as stack:
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-demo-"))
-        running = await stack.enter_async_context(local_broker(broker, Path(directory)))
-        gateway = await stack.enter_async_context(_gateway(running))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-demo-")))
+        certified = _certify(directory) if tls else None
+        running = await stack.enter_async_context(local_broker(broker, directory))
+        gateway = await stack.enter_async_context(_gateway(running, certified))
         async with asyncio.timeout(START_TIMEOUT_S):
             rows = [Row(SimulatedDevice(part.serial, behaviour=part.behaviour), part.about) for part in CAST]
-            plates = SimulatedFleet(gateway.device_url, [row.device for row in rows])
+            trusting = client_context(str(certified.authority)) if certified else None
+            plates = SimulatedFleet(gateway.device_url, [row.device for row in rows], tls=trusting)
             await stack.enter_async_context(plates)
             await plates.online()
             fleet = await stack.enter_async_context(Fleet(running.url))
-        click.echo("\n".join([*_addresses(broker, running, gateway), ""]))
+        click.echo("\n".join([*_addresses(broker, running, gateway, certified), ""]))
         if seconds is not None:
             asyncio.get_running_loop().call_later(seconds, stop.set)
         await _play(fleet, rows, tally, stop)
@@ -274,7 +287,7 @@ def _line(row: Row) -> str:
     )
 
 
-def _addresses(wanted: str, running: LocalBroker, gateway: Gateway) -> list[str]:
+def _addresses(wanted: str, running: LocalBroker, gateway: Gateway, certified: Certified | None) -> list[str]:
     """Where everything is, and commands to paste into a second terminal; printed above what moves."""
     why = WHY[running.kind] if wanted == "auto" else "as asked"
     url = BrokerUrl.parse(running.url)
@@ -282,6 +295,7 @@ def _addresses(wanted: str, running: LocalBroker, gateway: Gateway) -> list[str]
     at = ("-V", "5", "-h", url.host, "-p", str(url.port))
     watch = ("mosquitto_sub", *at, "-v", "-t", "gw/v1/#")
     ask = ("mosquitto_pub", *at, "-n", "-t", f"gw/v1/devices/{serial}/commands/device_status")
+    trust = ("--ca", str(certified.authority)) if certified else ()
     return [
         f"broker   {running.kind} {running.version} ({why})  {running.url}",
         f"devices  {gateway.device_url}/socket/socket.io",
@@ -290,6 +304,9 @@ def _addresses(wanted: str, running: LocalBroker, gateway: Gateway) -> list[str]
         "Ctrl-C ends it. In a second terminal, ask a device something:",
         _pasteable(*_gateway_command(), "call", serial, "device_status", "--mqtt", running.url),
         *(_pasteable(*command) for command in (watch, ask) if shutil.which(command[0])),
+        "",
+        "Or play one more device:",
+        _pasteable(*_gateway_command(), "simulate", NEWCOMER, "--url", gateway.device_url, *trust),
     ]
 
 
@@ -309,11 +326,21 @@ def _gateway_command() -> tuple[str, ...]:
     return (str(started.absolute()),) if started.name == "gateway" else (sys.executable, "-m", "gateway")
 
 
+def _certify(directory: Path) -> Certified:
+    """Make an authority that only those trust who are told its file, and a certificate by it."""
+    authority = trustme.CA(organization_name="gateway demo")
+    files = Certified(directory / "ca.pem", directory / "gateway.pem")
+    authority.cert_pem.write_to_path(files.authority)
+    authority.issue_cert("127.0.0.1", "localhost").private_key_and_cert_chain_pem.write_to_path(files.certificate)
+    return files
+
+
 @asynccontextmanager
-async def _gateway(broker: LocalBroker) -> AsyncIterator[Gateway]:
+async def _gateway(broker: LocalBroker, certified: Certified | None) -> AsyncIterator[Gateway]:
     overrides = {
         "node": "demo",
         "devices.listen": "127.0.0.1:0",
+        "devices.tls_cert": str(certified.certificate) if certified else "",
         "admin.listen": "127.0.0.1:0",
         "mqtt.url": broker.url,
         "auth.mode": "open",

@@ -65,16 +65,23 @@ def test_every_command_of_the_demo_is_in_the_catalogue() -> None:
     assert {command.event for command in demo.COMMANDS} <= set(EVENTS)
 
 
+@pytest.mark.parametrize("tls", [True, False])
 @pytest.mark.parametrize("installed", [True, False])
-def test_what_to_paste_is_there_and_fits(installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_to_paste_is_there_and_fits(
+    installed: bool, tls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if installed else None)
     monkeypatch.setattr("sys.argv", [f"/home/somebody/{'x' * 40}/.venv/bin/gateway", "demo"])
     broker = LocalBroker(Launch("mosquitto", "2.0.11", (), 65535, 65535), tmp_path)
-    gateway = SimpleNamespace(device_url="http://127.0.0.1:65535", admin_url="http://127.0.0.1:65534")
-    text = "\n".join(demo._addresses("auto", broker, cast("Gateway", gateway)))
+    url = f"http{'s' * tls}://127.0.0.1:65535"
+    gateway = SimpleNamespace(device_url=url, admin_url="http://127.0.0.1:65534")
+    certified = demo.Certified(Path("/tmp/gateway-demo-12345678/ca.pem"), Path()) if tls else None
+    text = "\n".join(demo._addresses("auto", broker, cast("Gateway", gateway), certified))
     assert "Ctrl-C" in text
     assert max(map(len, text.splitlines())) <= WIDTH
-    _, _, pasted = text.partition("something:\n")
-    commands = [shlex.split(command) for command in pasted.replace("\\\n", "").splitlines()]
+    commands = [shlex.split(line) for line in text.replace("\\\n", "").splitlines() if line.startswith("  ")]
+    simulate = commands.pop()
+    assert simulate[1:5] == ["simulate", demo.NEWCOMER, "--url", url]
+    assert simulate[5:] == (["--ca", "/tmp/gateway-demo-12345678/ca.pem"] if tls else [])
     assert commands[0][1:] == ["call", demo.CAST[0].serial, "device_status", "--mqtt", "mqtt://127.0.0.1:65535"]
     assert [command[0] for command in commands[1:]] == (["mosquitto_sub", "mosquitto_pub"] if installed else [])

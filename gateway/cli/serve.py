@@ -136,7 +136,8 @@ def check(path: Path | None, example: bool) -> None:
     show_default=True,
     help="auto is mosquitto if it is installed.",
 )
-def demo(seconds: float | None, broker: Literal["auto", "mosquitto", "embedded"]) -> None:
+@click.option("--tls", is_flag=True, help="Devices connect by TLS; they trust an authority made for the occasion.")
+def demo(seconds: float | None, broker: Literal["auto", "mosquitto", "embedded"], tls: bool) -> None:
     """See it work: a broker, a gateway, devices and a service.
 
     All of it runs on this machine and ends with Ctrl-C. Exit status 0 if every command got its final outcome
@@ -145,13 +146,14 @@ def demo(seconds: float | None, broker: Literal["auto", "mosquitto", "embedded"]
     \b
     gateway demo
     gateway demo --seconds 10 --broker embedded
+    gateway demo --tls
     """
     try:
         from gateway import demo as show
 
-        status = show.run(seconds, broker=broker)
+        status = show.run(seconds, broker, tls=tls)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("iotcore", "rich"):
+        if (error.name or "").partition(".")[0] not in ("iotcore", "rich", "trustme"):
             raise
         hint = "pip install 'socketio-mqtt-gateway[demo]'"
         raise Refused(f"the demo needs {error.name}, which is not installed: {hint}") from None

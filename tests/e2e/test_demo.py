@@ -4,17 +4,20 @@ import asyncio
 import os
 import pty
 import re
+import shlex
 import signal
+import ssl
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from gateway.brokers import BrokerUnavailable, Kind, find_broker
-from gateway.demo import CAST
+from gateway.demo import CAST, NEWCOMER
 from tests.clients.install import missing
 from tests.e2e.world import read_all
 
@@ -65,8 +68,9 @@ async def refused(url: str) -> bool:
     return False
 
 
-async def test_every_command_gets_its_final_outcome(kind: Kind) -> None:
-    async with demo(kind, "--seconds", "5") as process:
+@pytest.mark.parametrize("flags", [(), ("--tls",)], ids=["plain", "tls"])
+async def test_every_command_gets_its_final_outcome(kind: Kind, flags: tuple[str, ...]) -> None:
+    async with demo(kind, "--seconds", "5", *flags) as process:
         output, errors = (text.decode() for text in await process.communicate())
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
@@ -79,6 +83,35 @@ async def test_every_command_gets_its_final_outcome(kind: Kind) -> None:
     assert sum(map(int, counted.values())) == len(told)
     assert f"{len(told)} commands, each got its final outcome" in output
     assert await refused(re.findall(r"mqtt://\S+", output)[0])
+
+
+async def test_over_tls(kind: Kind) -> None:
+    """Only those get in who trust its authority, as its own devices do; what is to be pasted does it."""
+    async with demo(kind, "--tls") as process:
+        url = (await until(process, "devices  ")).split()[1].removesuffix("/socket/socket.io")
+        assert url.startswith("https://")
+        await until(process, "play one more device")
+        pasted = await until(process, "")
+        while pasted.endswith("\\\n"):
+            pasted = pasted.removesuffix("\\\n") + await until(process, "")
+        command = shlex.split(pasted)
+        trusting = ssl.create_default_context(cafile=command[-1])
+        async with aiohttp.ClientSession() as http:
+            async with http.get(f"{url}/", ssl=trusting) as response:
+                assert response.status == 404
+            with pytest.raises(aiohttp.ClientConnectorCertificateError):
+                await http.get(f"{url}/")
+            with pytest.raises(aiohttp.ClientError):
+                await http.get(f"{url}/".replace("https", "http"))
+        assert await simulated(*command, "--seconds", "2") == (0, f"{NEWCOMER}  online")
+        assert await simulated(*command[:-2], "--seconds", "2") == (1, f"{NEWCOMER}  away: unreachable")
+
+
+async def simulated(*command: str) -> tuple[int | None, str]:
+    """The exit status, and the first line."""
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
+    output, _ = await process.communicate()
+    return process.returncode, output.decode().partition("\n")[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
