@@ -44,7 +44,18 @@ class RawSocket:
     @classmethod
     @asynccontextmanager
     async def open(cls, node: Node, serial: str | None = None, *, source: str = "127.0.0.1") -> AsyncIterator[Self]:
-        """Connect from an address of this machine, join the namespace, and authenticate if there is a serial."""
+        """Connect, join the namespace, and authenticate if there is a serial."""
+        async with cls.connect(node, source=source) as peer:
+            peer.text("40")
+            await peer.until('40{"sid"')
+            if serial is not None:
+                assert await peer.authenticate(serial) == "auth:ok"
+            yield peer
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, node: Node, *, source: str = "127.0.0.1") -> AsyncIterator[Self]:
+        """Connect from an address of this machine, and be in no namespace."""
         url = URL(node.devices)
         assert url.port
         reader, writer = await asyncio.open_connection(url.host, url.port, local_addr=(source, 0))
@@ -56,12 +67,7 @@ class RawSocket:
             )
             if b" 101 " not in await reader.readuntil(b"\r\n\r\n"):
                 raise ConnectionRefusedError
-            peer = cls(reader, writer)
-            peer.text("40")
-            await peer.until('40{"sid"')
-            if serial is not None:
-                assert await peer.authenticate(serial) == "auth:ok"
-            yield peer
+            yield cls(reader, writer)
         finally:
             writer.transport.abort()
             with suppress(ConnectionError):
@@ -161,6 +167,19 @@ async def serve(api: Service, plate: Device, rounds: int = ROUNDS) -> None:
     assert not plate.gone.is_set()
 
 
+@asynccontextmanager
+async def unharmed(
+    node: Node, api: Service, plate: Device, metric: str, at_least: float = 1, **labels: str
+) -> AsyncIterator[None]:
+    """An attack that is counted so often, and costs a bystander nothing and the node no memory to speak of."""
+    before, memory = await counted(node, metric, **labels), await counted(node, "process_resident_memory_bytes")
+    yield
+    await counts(node, before + at_least, metric, **labels)
+    await serve(api, plate, 4)
+    grown = await counted(node, "process_resident_memory_bytes") - memory
+    assert grown < FLAT_BYTES, grown
+
+
 async def bear(
     node: Node,
     api: Service,
@@ -189,8 +208,7 @@ async def bear(
         await serve(api, plate)
         async with asyncio.timeout(WAIT_S):
             while not await until():
-                pass
-        assert not any(task.done() for task in tasks), "the attack went on"
+                assert not any(task.done() for task in tasks), "the attack goes on"
     finally:
         for task in tasks:
             task.cancel()

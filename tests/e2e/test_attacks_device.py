@@ -10,7 +10,7 @@ import pytest
 
 from gateway.brokers import LocalBroker
 from gateway.topics import RESERVED
-from tests.e2e.hostile import RawSocket, counted, counts, serve
+from tests.e2e.hostile import RawSocket, counted, counts, serve, unharmed
 from tests.e2e.world import WAIT_S, Device, Node, Service, device, gateway, service, viewer
 
 NODELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -73,7 +73,11 @@ async def until_quiet(plate: Device, api: Service) -> set[str]:
 
 async def test_its_names_stay_below_its_own_topics(api: Service, node: Node, bystander: Device) -> None:
     assert await until_quiet(bystander, api)
-    async with device(node, "AC1", transports=["websocket"]) as plate:
+    async with (
+        unharmed(node, api, bystander, "gateway_ignored_total", 2 * len(NO_NAMES), what="bad_event"),
+        unharmed(node, api, bystander, "gateway_room_joins_total", len((*NAMES, *NO_NAMES)), outcome="refused"),
+        device(node, "AC1", transports=["websocket"]) as plate,
+    ):
         for name in (*NAMES, *NO_NAMES):
             await plate.client.emit(name, {"room": name})
             await plate.client._send_packet(plate.client.packet_class(2, data=[name, name], id=1))
@@ -86,12 +90,13 @@ async def test_its_names_stay_below_its_own_topics(api: Service, node: Node, bys
     events = {topic.split("/")[5] for topic in topics if "/events/" in topic} - {"cmd_result"}
     assert len(events) == len(NAMES), "each name has one level, and each level one name"
     assert not {level for level in events if set("+#/") & set(level) or level.startswith("$")}
-    await counts(node, 2 * len(NO_NAMES), "gateway_ignored_total", what="bad_event")
-    await serve(api, bystander, 4)
 
 
 async def test_a_serial_that_is_none_gets_nowhere(api: Service, node: Node, bystander: Device) -> None:
-    async with viewer(node) as stranger:
+    async with (
+        unharmed(node, api, bystander, "gateway_refusals_total", len(NO_SERIALS), reason="malformed-signature"),
+        viewer(node) as stranger,
+    ):
         for serial in NO_SERIALS:
             stranger.serial = serial
             assert await stranger.authenticate() == "auth:fail", serial
@@ -104,22 +109,30 @@ async def test_a_serial_that_is_none_gets_nowhere(api: Service, node: Node, byst
 
 
 async def test_it_cannot_say_what_only_the_gateway_says(api: Service, node: Node, bystander: Device) -> None:
-    async with device(node, "AC1", transports=["websocket"]) as plate:
+    assert await until_quiet(bystander, api)
+    async with (
+        unharmed(node, api, bystander, "gateway_ignored_total", len(RESERVED), what="bad_event"),
+        RawSocket.open(node, "AC1") as peer,
+    ):
         for number, event in enumerate(sorted(RESERVED)):
-            await plate.client._send_packet(plate.client.packet_class(2, data=[event, {}], id=number))
-        topics = await until_quiet(plate, api)
-        assert not {topic for topic in topics if topic.startswith("gw/v1/devices/AC1/events/")}
-        await counts(node, len(RESERVED), "gateway_ignored_total", what="bad_event")
+            peer.text(f'42{number}["{event}",{{}}]')
+            assert '"error_msg":' in await peer.until(f'43{number}[{{"ack":false')
         await api.send("devices/AC1/commands/media_stop", {"stop": True})
-        await plate.expect("media_stop")
-    await serve(api, bystander, 2)
+        asked = await peer.until("42")
+        peer.text(f'43{asked[2 : asked.index("[")]}[{{"ack":true}}]')
+        await api.outcome("devices/AC1/acks/media_stop")
+    assert not {topic for topic in await until_quiet(bystander, api) if topic.startswith("gw/v1/devices/AC1/events/")}
 
 
 async def test_its_results_reach_its_own_room_only(api: Service, node: Node, bystander: Device) -> None:
     """Neither by joining another's room, nor by naming it in what it says."""
     assert await until_quiet(bystander, api)
-    async with device(node, "AC1", transports=["websocket"]) as plate:
-        for room in ("BYSTANDER", "bystander", "BYSTANDER ", "devices/BYSTANDER", "wxa_student_1", "", "*", "{serial}"):
+    others = ("BYSTANDER", "bystander", "BYSTANDER ", "devices/BYSTANDER", "wxa_student_1", "", "*", "{serial}")
+    async with (
+        unharmed(node, api, bystander, "gateway_room_joins_total", len(others), outcome="refused"),
+        device(node, "AC1", transports=["websocket"]) as plate,
+    ):
+        for room in others:
             await plate.client.emit("join_room", {"room": room})
             await plate.expect("join_room:fail")
         forged: dict[str, Any] = {"room": "BYSTANDER", "serial": "BYSTANDER", "result": "forged"}

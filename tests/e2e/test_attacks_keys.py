@@ -10,7 +10,7 @@ import pytest
 from gateway import keyfile
 from gateway.auth.file import hash_key
 from gateway.brokers import LocalBroker
-from tests.e2e.hostile import RawSocket, bear, counted, counts
+from tests.e2e.hostile import RawSocket, bear, counted, counts, unharmed
 from tests.e2e.world import Device, Node, Service, device, gateway
 
 PEPPER = "pepper"
@@ -92,9 +92,13 @@ async def test_from_one_address(node: Node, api: Service) -> None:
         assert await counted(node, REFUSALS, reason="wrong-key") > 5
 
 
-async def test_from_many_addresses_at_one_serial(patient: Node) -> None:
+async def test_from_many_addresses_at_one_serial(patient: Node, api: Service) -> None:
     """The right key from an address without a failure does not wait; all the guesses do."""
-    async with crowd(patient, [f"127.0.1.{n}" for n in range(1, 31)]) as peers:
+    async with (
+        device(patient, "BYSTANDER") as bystander,
+        unharmed(patient, api, bystander, REFUSALS, 30, reason="delayed-key"),
+        crowd(patient, [f"127.0.1.{n}" for n in range(1, 31)]) as peers,
+    ):
         for peer in peers:
             assert await peer.authenticate("AC1", "first guess") == "auth:fail"
         for peer in peers:
