@@ -3,6 +3,7 @@
 import os
 from asyncio import Server, get_running_loop
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -10,12 +11,11 @@ from aiohttp import web
 
 from gateway.addresses import Listen
 from gateway.admission import Refusal
-from gateway.engine.peers import PeerLimits, Peers, watched
+from gateway.engine.peers import Arrival, PeerLimits, Peers, watched
 from gateway.proxies import Proxies
 from gateway.tls import Certificate
 
 BACKLOG: Final = 1024  # connections that the kernel holds while the loop is busy
-TLS_HANDSHAKE_S: Final = 10.0  # asyncio would give a minute
 SHUTDOWN_S: Final = 1.0
 
 
@@ -84,13 +84,11 @@ class Listener:
         if isinstance(where, Path):
             return await loop.create_unix_server(peers, where, backlog=BACKLOG)
         return await loop.create_server(
-            peers,
+            partial(Arrival, peers, self._tls) if self._tls else peers,
             where.host,
             where.port,
             backlog=BACKLOG,
             reuse_port=self._shared or None,
-            ssl=self._tls,
-            ssl_handshake_timeout=TLS_HANDSHAKE_S if self._tls else None,
         )
 
     async def stop_accepting(self) -> None:
@@ -102,7 +100,7 @@ class Listener:
         """End every connection, after a moment for the requests under way."""
         await self.stop_accepting()
         if self._peers is not None:
-            self._peers.close()
+            await self._peers.close()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None

@@ -12,10 +12,12 @@ import trustme
 from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 
-from gateway import listener, tls
+from gateway import tls
 from gateway.addresses import BrokerUrl, Listen
 from gateway.admission import Refusal
 from gateway.config import Mqtt
+from gateway.engine import peers
+from gateway.engine.peers import PeerLimits
 from gateway.listener import Listener
 from gateway.settings import ConfigError
 from gateway.tls import Certificate, not_after, server_context
@@ -30,16 +32,25 @@ def authority(tmp_path: Path) -> Authority:
 
 @asynccontextmanager
 async def serving(certificate: Certificate) -> AsyncIterator[str]:
+    async with listening(certificate) as (port, _):
+        yield port.url
+
+
+@asynccontextmanager
+async def listening(
+    certificate: Certificate,
+    limits: PeerLimits = PeerLimits(),  # noqa: B008 - it is frozen
+) -> AsyncIterator[tuple[Listener, list[Refusal]]]:
     async def page(_: web.Request) -> web.Response:
         return web.Response(text="hello")
 
     app = web.Application()
     app.router.add_get("/", page)
     refused: list[Refusal] = []
-    port = Listener("test", Listen("127.0.0.1", 0), app, refused.append, certificate=certificate)
+    port = Listener("test", Listen("127.0.0.1", 0), app, refused.append, limits=limits, certificate=certificate)
     await port.start()
     try:
-        yield port.url
+        yield port, refused
     finally:
         await port.close()
 
@@ -177,7 +188,7 @@ async def test_what_is_not(authority: Authority, version: ssl.TLSVersion, cipher
 
 
 async def test_who_does_not_shake_hands_is_closed(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "TLS_HANDSHAKE_S", 0.1)
+    monkeypatch.setattr(peers, "HANDSHAKE_S", 0.1)
     async with serving(Certificate(server_context(), *authority.issue("one"))) as url:
         for said in (b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
@@ -185,6 +196,30 @@ async def test_who_does_not_shake_hands_is_closed(authority: Authority, monkeypa
             async with asyncio.timeout(10):
                 assert b"HTTP" not in await reader.read()
             writer.close()
+
+
+async def test_handshakes_have_places_like_requests(authority: Authority) -> None:
+    """They would be as many as there are files, and each costs more than a head: the oldest of an address goes."""
+    certificate, limits = Certificate(server_context(), *authority.issue("one")), PeerLimits(max_waiting_per_address=3)
+    async with listening(certificate, limits) as (port, refused):
+        number = int(port.url.rpartition(":")[2])
+        strangers = [await asyncio.open_connection("127.0.0.1", number) for _ in range(5)]
+        async with asyncio.timeout(10):
+            for reader, _ in strangers[:2]:
+                assert await reader.read() == b""
+            assert refused == [Refusal.CROWDED_OUT] * 2
+            reader, writer = await asyncio.open_connection("127.0.0.1", number, local_addr=("127.0.0.2", 0))
+            await writer.start_tls(authority.trusting, server_hostname="127.0.0.1")
+            writer.write(b"GET / HTTP/1.0\r\n\r\n")
+            assert (await reader.read()).endswith(b"hello")
+            writer.close()
+            assert port._peers is not None
+            while port._peers.waiting != 3:  # noqa: ASYNC110 - the port has no such event
+                await asyncio.sleep(0)
+    for reader, writer in strangers:
+        assert await reader.read() == b"", "the port has closed, and nobody waits any more"
+        writer.close()
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "handshake"]
 
 
 async def test_a_new_certificate_is_seen_by_who_comes_next(authority: Authority, tmp_path: Path) -> None:

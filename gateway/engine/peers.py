@@ -5,8 +5,13 @@ how many connections wait with one. What happens within a request is bounded by 
 """
 
 import asyncio
+import logging
+import os
+import socket
+import ssl
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, cast
 
 import msgspec
 from aiohttp import web
@@ -16,10 +21,13 @@ from gateway.crowd import Crowd
 from gateway.engine.wheel import Wheel
 from gateway.proxies import Proxies, plain
 
+log = logging.getLogger(__name__)
+
 MAX_HEAD_BYTES: Final = 32_768  # of a request: what nginx takes, and more than browsers send; aiohttp keeps it
 MAX_HEADERS: Final = 100
 IDLE_S: Final = 75.0  # between two requests: longer than the pause between two heartbeats of a client that polls
 LINGER_S: Final = 2.0  # how long the rest of a refused body is read, so that the peer gets the answer
+HANDSHAKE_S: Final = 10.0  # of TLS; asyncio would give a minute
 GRAIN_S: Final = 0.5  # how late a deadline may be noticed
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -39,11 +47,13 @@ class PeerLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Peer(web.RequestHandler):
     """One TCP connection, until it becomes a WebSocket."""
 
-    __slots__ = ("_left_bytes", "_peers", "_requests", "due")
+    __slots__ = ("_left_bytes", "_peers", "_requests", "address", "due", "handshake")
 
     def __init__(self, peers: "Peers", **handling: Any) -> None:
         super().__init__(peers.server, **handling)
         self.due = 0.0
+        self.address = ""  # where it comes from, known before its handshake
+        self.handshake: asyncio.Task[Any] | None = None  # of TLS, while it is under way
         self._peers = peers
         self._requests = 0
         self._left_bytes: int | None = MAX_HEAD_BYTES  # that may still come; None: not counted, or it has to go
@@ -51,6 +61,8 @@ class Peer(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
+        self.address = _address(self.peername)
+        self._peers.leave(self)  # it waits for a request now
         self._peers.wait(self, self._peers.limits.head_s)
 
     def data_received(self, data: bytes) -> None:
@@ -102,6 +114,9 @@ class Peer(web.RequestHandler):
         """Close the connection, which waits; who does not take its last response is cut off."""
         transport = self.transport
         if transport is None:
+            if self.handshake is not None:
+                self._peers.refused(reason)
+                self.handshake.cancel()
             return
         unsent = bool(transport.get_write_buffer_size())
         if self._has_begun or unsent:
@@ -135,6 +150,7 @@ class Peers:
         self._proxies = proxies
         self._loop = asyncio.get_running_loop()
         self._waiting: Crowd[Peer] = Crowd(limits.max_waiting, limits.max_waiting_per_address)
+        self._handshakes: set[asyncio.Task[Any]] = set()
         self._wheel: Wheel[Peer] = Wheel(self._loop.time(), grain_s=GRAIN_S)
         self._timer: asyncio.TimerHandle | None = None
 
@@ -159,10 +175,9 @@ class Peers:
         peer.due = self._loop.time() + for_s
         self._wheel.schedule(peer, peer.due)
         self._arm()
-        address = _address(peer)
-        if not address or self._proxies.trusts(address):
+        if not peer.address or self._proxies.trusts(peer.address):
             return
-        crowded_out = self._waiting.enter(peer, address)
+        crowded_out = self._waiting.enter(peer, peer.address)
         if crowded_out is not None:
             self.leave(crowded_out)
             crowded_out.turn_out(Refusal.CROWDED_OUT, "503 Service Unavailable")
@@ -172,10 +187,36 @@ class Peers:
         self._wheel.cancel(peer)
         self._waiting.leave(peer)
 
-    def close(self) -> None:
-        """Watch no more."""
+    def shake(self, connection: socket.socket, address: str, tls: ssl.SSLContext) -> None:
+        """Have a TLS handshake on a connection that has just come; it is one of those that wait."""
+        peer = self()
+        peer.address = address
+        peer.handshake = task = self._loop.create_task(self._handshake(peer, connection, tls), name="handshake")
+        task.add_done_callback(partial(self._shaken, peer, connection))
+        self._handshakes.add(task)
+        self.wait(peer, min(HANDSHAKE_S, self.limits.head_s))
+
+    async def close(self) -> None:
+        """Watch no more, and end the handshakes under way."""
         if self._timer is not None:
             self._timer.cancel()
+        for task in self._handshakes:
+            task.cancel()
+        await asyncio.gather(*self._handshakes, return_exceptions=True)
+
+    async def _handshake(self, peer: Peer, connection: socket.socket, tls: ssl.SSLContext) -> None:
+        await self._loop.connect_accepted_socket(lambda: peer, connection, ssl=tls)
+
+    def _shaken(self, peer: Peer, connection: socket.socket, task: asyncio.Task[Any]) -> None:
+        """The handshake is done, or came to nothing."""
+        self._handshakes.discard(task)
+        peer.handshake = None
+        problem = None if task.cancelled() else task.exception()
+        if task.cancelled() or problem is not None:
+            self.leave(peer)
+            connection.close()
+        if problem is not None and not isinstance(problem, OSError):  # what a peer can do wrong is one
+            log.error("handshake failed", exc_info=problem)
 
     def _arm(self) -> None:
         if self._timer is None and len(self._wheel):
@@ -193,6 +234,29 @@ class Peers:
         self._arm()
 
 
+class Arrival(asyncio.Protocol):
+    """A TCP connection that has just come, to be given over for its TLS handshake.
+
+    asyncio tells of a connection when its handshake is done: those that never end would be seen by nobody.
+    """
+
+    def __init__(self, peers: Peers, tls: ssl.SSLContext) -> None:
+        self._peers = peers
+        self._tls = tls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection out of the transport, which has not read from it yet."""
+        taken_from = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        try:
+            connection = socket.socket(fileno=os.dup(taken_from.get_extra_info("socket").fileno()))
+        except OSError as problem:
+            log.warning("connection not taken", extra={"problem": str(problem)})
+        else:
+            connection.setblocking(False)
+            self._peers.shake(connection, _address(taken_from.get_extra_info("peername")), self._tls)
+        taken_from.abort()
+
+
 @web.middleware
 async def watched(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Tell the connection when a request is being served."""
@@ -206,7 +270,6 @@ async def watched(request: web.Request, handler: Handler) -> web.StreamResponse:
         peer.end()
 
 
-def _address(peer: Peer) -> str:
+def _address(name: object) -> str:
     """Empty on a unix socket, where another worker relays the requests of many."""
-    name = peer.peername
     return plain(name[0]) if isinstance(name, tuple) else ""

@@ -9,6 +9,7 @@ import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 
 import aiohttp
@@ -18,6 +19,7 @@ from gateway.brokers import BrokerUnavailable, LocalBroker, local_broker
 from gateway.client import Disconnected, Fleet
 from tests.certificates import Authority, Files
 from tests.clients.install import missing
+from tests.e2e.hostile import bear, counted
 from tests.e2e.world import WAIT_S, Device, Node, Service, device, gateway
 
 
@@ -111,6 +113,39 @@ async def test_what_is_no_tls_is_closed_and_not_logged(node: Node, api: Service,
     async with plate(node, "AC1", authority.trusting) as one:
         await served(api, one)
     assert [line for line in node.lines if line["level"] in ("warning", "error")] == []
+
+
+@pytest.mark.parametrize(("peers", "reason"), [(80, "crowded-out"), (30, "slow-request")])
+async def test_handshakes_that_never_end(
+    broker: LocalBroker, api: Service, authority: Authority, files: Files, peers: int, reason: str
+) -> None:
+    """More than there are places for an address, or so few that each has its time: they are strangers like others."""
+    environ = {
+        "GATEWAY_DEVICES_TLS_CERT": str(files.certificate),
+        "GATEWAY_DEVICES_TLS_KEY": str(files.key),
+        "GATEWAY_ADMISSION_REQUEST_TIMEOUT_S": "1",
+        "GATEWAY_ADMISSION_MAX_UNAUTHENTICATED_PER_ADDRESS": "50",
+    }
+    numbers = count()
+    async with (
+        gateway(broker.url, environ=environ) as node,
+        plate(node, "BYSTANDER", authority.trusting, "websocket") as bystander,
+    ):
+        port = int(node.devices.rpartition(":")[2])
+
+        async def attack() -> None:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+            try:
+                writer.write(b"\x16\x03\x01")
+                assert await reader.read() == b""
+            finally:
+                writer.transport.abort()
+
+        async def seen() -> bool:
+            async with plate(node, f"NEW{next(numbers)}", authority.trusting, "websocket"):
+                return await counted(node, "gateway_refusals_total", reason=reason) > 50
+
+        await bear(node, api, bystander, attack, seen, peers=peers)
 
 
 async def fetch(node: Node, context: ssl.SSLContext) -> int:
