@@ -15,6 +15,7 @@ import gateway as gateway_package
 from gateway import __version__, config
 from gateway.__main__ import main
 from gateway.auth.file import hash_key
+from gateway.cli.devices import devices
 
 PEPPER = {"GATEWAY_PEPPER": "salt and pepper"}
 
@@ -72,6 +73,17 @@ def test_help_has_examples(command: list[str], promised: str) -> None:
     done = gateway(*command, "--help")
     assert done.returncode == 0
     assert promised in done.stdout
+
+
+COMMANDS = [[], *([name] for name in main.commands), *(["devices", name] for name in devices.commands)]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_fits_a_terminal(command: list[str]) -> None:
+    """Examples are not wrapped: one that is too long could not be copied."""
+    done = CliRunner().invoke(main, [*command, "--help"], terminal_width=80)
+    assert done.exit_code == 0
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
 
 
 @pytest.mark.parametrize("group", [[], ["devices"]])

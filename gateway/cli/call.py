@@ -96,23 +96,27 @@ def call(
 ) -> None:
     """Send a command to devices, print the outcomes.
 
-    SERIAL names a device, EVENT what it is to do, JSON the argument, if the event takes one.
+    SERIAL names a device, EVENT what it is to do, JSON the argument, if the event takes one. The README lists the
+    events of the protocol, and `gateway asyncapi` what each takes.
 
     The outcome of one device is printed as JSON; that it is queued is told on stderr. Of several devices
-    those that did not ack are printed, one a line, and then how many ended how; with --json each outcome.
+    those that did not ack are printed, one a line, and then how many ended how, also after Ctrl-C; with --json each
+    outcome.
     A password in --mqtt is visible to every user of the machine: put the URL into GATEWAY_MQTT_URL.
 
     Exit status 0 if every device acked, 1 if one did not or nothing was heard, 2 if it cannot be sent.
 
     \b
     gateway call AC4178234411 device_status
-    gateway call AC4178234411 class:update '{"class_id": 7}' --qos 1 --ttl 60 --timeout 70
+    gateway call AC4178234411 bind_class '{"id": 7}' --qos 1 --ttl 60 --timeout 70
     gateway call AC4178234411,AC4178234412 text_stop '{"stop": true}'
     gateway call --online device_status --json
-    gateway call --from-file serials.txt upgrade_watcher "$(cat upgrade.json)" --qos 1 --timeout 600
+    gateway call --from-file serials.txt upgrade_watcher "$(cat upgrade.json)"
     """
     serials, event, payload = _read(words, online=online, source=source)
-    _check(serials, event)
+    for serial in serials:
+        check_serial(serial)
+    check_event(event)
     command = Command(event, _argument(payload), qos, ttl_s, timeout_s)
     check_broker(url)
     tls = broker_tls(url)

@@ -43,7 +43,7 @@ def add(serial: str, path: Path, pepper_env: str) -> None:
 
     \b
     gateway devices add --file devices.txt AC4178234411
-    pass show plates/AC4178234411 | gateway devices add --file devices.txt AC4178234411
+    pass show plates/AC1 | gateway devices add --file devices.txt AC1
     """
     pepper = _pepper(pepper_env)
     _check(serial)

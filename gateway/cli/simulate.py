@@ -108,7 +108,7 @@ def simulate(
 
     \b
     gateway simulate AC4178234411 AC4178234412
-    gateway simulate --url https://gateway.example --devices 5000 --profile mixed --seconds 60
+    gateway simulate --url https://gateway.example --devices 5000 --profile mixed
     gateway simulate --keys plates.csv --events-per-s 100
     gateway simulate --devices 1000 --key 'key-of-{serial}' --drop-every 30 --json
     """
