@@ -18,6 +18,7 @@ from gateway.addresses import BrokerUrl, Listen, Network
 from gateway.catalog import Catalog
 from gateway.own_events import BadEvents, read_events
 from gateway.settings import ConfigError, Reading, as_toml, expected, merged, settings_of, suggestion
+from gateway.topics import LEVEL, PREFIX
 
 FLAGS: Final = {  # which flag of the command line overrides which setting
     "node": "--node",
@@ -43,8 +44,6 @@ def _text(expected: str, pattern: str) -> Meta:
     return Meta(pattern=rf"^(?:{pattern})\Z", max_length=256, extra={"expected": expected})
 
 
-_LEVEL: Final = r"[^+#/\s\x00-\x1f\x7f]+"  # one topic level that needs no quoting anywhere
-
 Seconds = Annotated[float, Meta(gt=0, le=sys.float_info.max, extra={"expected": "a number > 0"})]
 Accepted = Literal["open-auth", "anonymous-rooms", "admin-without-token", "plain-mqtt", "plain-http"]
 Rate = Annotated[float, Meta(ge=0.01, le=1e9, extra={"expected": "a number from 0.01 to 1000000000"})]
@@ -67,8 +66,8 @@ HttpUrl = Annotated[
     str, _text("a URL such as https://a.example/check, without a password", r"(https?://[^/?#@\s]+(/[^#\s]*)?)?")
 ]
 RoomPattern = Annotated[str, _text("a room name, or a pattern with at most two *", r"(?=.)[^*]*(\*[^*]*){0,2}")]
-Filter = Annotated[str, _text("a filter such as inbox/#", rf"#|({_LEVEL}|\+)(/({_LEVEL}|\+))*(/#)?")]
-TopicPrefix = Annotated[str, _text("levels such as gw/v1, no + # or blanks", rf"(?!\$){_LEVEL}(/{_LEVEL})*")]
+Filter = Annotated[str, _text("a filter such as inbox/#", rf"#|({LEVEL}|\+)(/({LEVEL}|\+))*(/#)?")]
+TopicPrefix = Annotated[str, _text("levels such as gw/v1, no + # or blanks", PREFIX)]
 
 
 class Devices(Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,6 +16,9 @@ MAX_NAME_BYTES: Final = 128  # of a room, event or id before encoding: keeps top
 JSON_TYPE: Final = "application/json"
 BINARY_TYPE: Final = "application/octet-stream"
 
+LEVEL: Final = r"[^+#/\s\x00-\x1f\x7f]+"  # a regex: one topic level that needs no quoting anywhere
+PREFIX: Final = rf"(?!\$){LEVEL}(/{LEVEL})*"  # where the topics of a gateway may begin
+
 # What Socket.IO clients tell themselves, and what only the gateway says: from anybody else it would be believed.
 RESERVED: Final = frozenset(
     {

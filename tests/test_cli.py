@@ -328,6 +328,13 @@ def test_call_without_a_broker(closed: str) -> None:
         (["cal"], "No such command 'cal'. Did you mean 'call'?; see `gateway --help`"),
         (["--nope"], "No such option '--nope'; see `gateway --help`"),
         (["devices", "list"], "Missing option '--file'; see `gateway devices list --help`"),
+        (["watch", "--serial", "a/b"], "SERIAL: 'a/b' is none, expected"),
+        (["watch", "--event", ""], "EVENT: must be 1 to 128 bytes, is 0"),
+        (["watch", "--prefix", "gw/#"], "--prefix: expected levels such as gw/v1"),
+        (["status", "--prefix", "gw/+"], "--prefix: expected levels such as gw/v1"),
+        (["call", "AC1", "text_stop", "--prefix", ""], "--prefix: expected levels such as gw/v1"),
+        (["status", "--admin", "localhost:9464"], "--admin: expected a URL such as http://127.0.0.1:9464"),
+        (["asyncapi", "--schemas", "/dev/null/s"], "--schemas: /dev/null/s: cannot be written: Not a directory"),
         (["simulate", "--keys", "/nonexistent"], "Invalid value for '--keys': '/nonexistent': No such file"),
     ],
 )
@@ -335,6 +342,16 @@ def test_an_error_of_usage_is_one_line(words: list[str], problem: str) -> None:
     done = gateway(*words)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert done.stderr.startswith(problem)
+
+
+@pytest.mark.parametrize("words", [["asyncapi"], ["check", "--example"]])
+def test_a_reader_that_has_gone_is_no_error_of_ours(words: list[str]) -> None:
+    """As in `gateway asyncapi | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "gateway", *words], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize("words", [[], ["devices"]])

@@ -1,9 +1,13 @@
 """`gateway asyncapi`: prints the AsyncAPI document, or writes the JSON Schemas."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+
+from gateway.cli.options import Refused
 
 
 @click.command()
@@ -29,8 +33,6 @@ def asyncapi(path: Path | None, folder: Path | None) -> None:
     gateway asyncapi > asyncapi.yaml
     gateway asyncapi --config gateway.toml --schemas schemas
     """
-    import msgspec
-
     from gateway import asyncapi as contract
     from gateway.config import catalog_of, load
     from gateway.settings import ConfigError
@@ -38,12 +40,20 @@ def asyncapi(path: Path | None, folder: Path | None) -> None:
     try:
         config = load(path, os.environ, {})
         catalog = catalog_of(config.catalog)
-        if folder is None:
-            click.echo(contract.as_yaml(contract.document(config, catalog)), nl=False)
-            return
+    except ConfigError as error:
+        raise Refused(str(error)) from None
+    if folder is None:
+        click.echo(contract.as_yaml(contract.document(config, catalog)), nl=False)
+    else:
+        _write(contract.schemas(catalog), folder)
+
+
+def _write(schemas: Mapping[str, Any], folder: Path) -> None:
+    import msgspec
+
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, schema in contract.schemas(catalog).items():
+        for name, schema in schemas.items():
             (folder / name).write_bytes(msgspec.json.format(msgspec.json.encode(schema)) + b"\n")
-    except (ConfigError, OSError) as error:
-        click.echo(str(error), err=True)
-        click.get_current_context().exit(2)
+    except OSError as error:
+        raise Refused(f"--schemas: {folder}: cannot be written: {error.strerror}") from None

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from gateway.cli.options import AS_JSON, BROKER, FILE, POSITIVE, PREFIX, Refused, broker_tls, check_broker, unreachable
+from gateway.cli.options import (
+    AS_JSON,
+    BROKER,
+    FILE,
+    POSITIVE,
+    PREFIX,
+    Refused,
+    asking_the_broker,
+    broker_tls,
+    check_broker,
+    check_event,
+    check_serial,
+)
 from gateway.cli.terminal import printable
 
 if TYPE_CHECKING:
@@ -132,10 +144,8 @@ def call(
                     serials[:] = sorted(devices.online())
             return await _many(fleet, serials, command, concurrency, as_json=as_json)
 
-    try:
+    with asking_the_broker():
         acked = asyncio.run(send())
-    except (OSError, ValueError) as error:
-        raise unreachable(error) from None
     sys.exit(0 if acked else 1)
 
 
@@ -152,19 +162,6 @@ def _read(words: tuple[str, ...], *, online: bool, source: Path | None) -> tuple
     if source is not None:
         return _serials(source), event, payload
     return [] if online else words[0].split(","), event, payload
-
-
-def _check(serials: list[str], event: str) -> None:
-    """Refuse what cannot be a serial or an event, before a broker is asked."""
-    from gateway.topics import BadName, encode_level, is_serial
-
-    wrong = next((serial for serial in serials if not is_serial(serial)), None)
-    if wrong is not None:
-        raise Refused(f"SERIAL: {wrong!r} is none, expected 1 to 64 of A-Z a-z 0-9 . _ -")
-    try:
-        encode_level(event)
-    except BadName as error:
-        raise Refused(f"EVENT: {error}") from None
 
 
 def _serials(source: Path) -> list[str]:

@@ -12,8 +12,20 @@ import click
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+
 FILE = click.Path(dir_okay=False, path_type=Path)
 POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+def _prefix(_: click.Context, __: click.Parameter, prefix: str) -> str:
+    """Refuse what no topic may begin with."""
+    from gateway.topics import PREFIX as ALLOWED
+
+    if not re.fullmatch(ALLOWED, prefix):
+        raise Refused(f"--prefix: expected levels such as gw/v1, no + # or blanks, got {prefix!r}")
+    return prefix
+
+
 BROKER = click.option(
     "--mqtt",
     "url",
@@ -31,6 +43,7 @@ PREFIX = click.option(
     default="gw/v1",
     show_default=True,
     show_envvar=True,
+    callback=_prefix,
     help="Where the gateway's topics begin.",
 )
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
@@ -44,6 +57,24 @@ class Refused(click.ClickException):
     def show(self, file: object = None) -> None:
         """Print the message to stderr, whatever `file` is."""
         click.echo(self.message, err=True)
+
+
+def check_serial(serial: str) -> None:
+    """Refuse what cannot name a device."""
+    from gateway.topics import is_serial
+
+    if not is_serial(serial):
+        raise Refused(f"SERIAL: {serial!r} is none, expected 1 to 64 of A-Z a-z 0-9 . _ -")
+
+
+def check_event(event: str) -> None:
+    """Refuse what cannot name an event."""
+    from gateway.topics import BadName, encode_level
+
+    try:
+        encode_level(event)
+    except BadName as error:
+        raise Refused(f"EVENT: {error}") from None
 
 
 def check_broker(url: str) -> None:
@@ -76,10 +107,17 @@ def broker_tls(url: str) -> "SSLContext | None":
     return context
 
 
-def unreachable(error: Exception) -> Refused:
-    """The line for a broker that cannot be reached, or does not let us in."""
-    reason = re.sub(r"\[(Errno -?\d+|code:\d+)\] ", "", str(error))
-    return Refused(f"{reason}; is a broker there? --mqtt or GATEWAY_MQTT_URL says where, with user and password")
+@contextmanager
+def asking_the_broker() -> Iterator[None]:
+    """Say in one line that a broker cannot be reached, or does not let us in."""
+    try:
+        yield
+    except BrokenPipeError:  # whoever reads what we print has gone, as `head` does: click ends us without a word
+        raise
+    except OSError as error:
+        reason = re.sub(r"\[(Errno -?\d+|code:\d+)\] ", "", str(error))
+        where = "--mqtt or GATEWAY_MQTT_URL says where, with user and password"
+        raise Refused(f"{reason}; is a broker there? {where}") from None
 
 
 class Commands(click.Group):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from gateway.cli.options import AS_JSON, BROKER, PREFIX, Refused, broker_tls, check_broker, unreachable
+from gateway.cli.options import AS_JSON, BROKER, PREFIX, Refused, asking_the_broker, broker_tls, check_broker
 from gateway.cli.terminal import printable
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def status(admin: str | None, url: str, prefix: str, as_json: bool) -> None:
     gateway status --admin http://127.0.0.1:9464 --json
     """
     if admin is not None:
+        if not admin.startswith(("http://", "https://")):
+            raise Refused(f"--admin: expected a URL such as http://127.0.0.1:9464, got {admin!r}")
         sys.exit(_one(admin, as_json))
     check_broker(url)
     tls = broker_tls(url)
@@ -57,10 +59,8 @@ def status(admin: str | None, url: str, prefix: str, as_json: bool) -> None:
 
         return await node_statuses(url, prefix=prefix, tls=tls)
 
-    try:
+    with asking_the_broker():
         nodes = asyncio.run(ask())
-    except OSError as error:
-        raise unreachable(error) from None
     sys.exit(_all(list(nodes.values()), prefix, as_json))
 
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway.cli.options import AS_JSON, BROKER, PREFIX, broker_tls, check_broker, unreachable
+from gateway.cli.options import (
+    AS_JSON,
+    BROKER,
+    PREFIX,
+    asking_the_broker,
+    broker_tls,
+    check_broker,
+    check_event,
+    check_serial,
+)
 from gateway.cli.terminal import printable
 
 if TYPE_CHECKING:
@@ -31,6 +40,10 @@ def watch(serial: str | None, event: str | None, url: str, prefix: str, as_json:
     gateway watch --serial AC4178234411 --json
     gateway watch --event cmd_result
     """
+    if serial is not None:
+        check_serial(serial)
+    if event is not None:
+        check_event(event)
     check_broker(url)
     tls = broker_tls(url)
 
@@ -94,11 +107,8 @@ def presence(everybody: bool, follow: bool, url: str, prefix: str, as_json: bool
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run until it ends, or Ctrl-C ends it, which is its good end."""
-    try:
-        with suppress(KeyboardInterrupt):
-            asyncio.run(work)
-    except (OSError, ValueError) as error:
-        raise unreachable(error) from None
+    with asking_the_broker(), suppress(KeyboardInterrupt):
+        asyncio.run(work)
 
 
 def _json(value: Any) -> str:

@@ -78,6 +78,28 @@ async def test_a_bar_on_a_terminal(broker: LocalBroker, node: Node) -> None:
                 assert "1 acked, 1 nacked, 1 offline" in lines
 
 
+@pytest.mark.parametrize(
+    "words", [["presence"], ["call", "AC1", "device_status"], ["call", "--online", "device_status"], ["status"]]
+)
+async def test_a_reader_that_has_gone_is_not_the_fault_of_the_broker(
+    words: list[str], broker: LocalBroker, node: Node
+) -> None:
+    """As in `gateway presence | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    async with device(node, "AC1") as plate:
+        plate.answers["device_status"] = lambda: {"ack": True, "status": "on"}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "gateway", *words),
+            stdout=writer,
+            stderr=PIPE,
+            env=os.environ | {"GATEWAY_MQTT_URL": broker.url},
+        )
+        os.close(writer)
+        _, err = await asyncio.wait_for(process.communicate(), WAIT_S)
+    assert (process.returncode, err) == (1, b"")
+
+
 async def test_watch_prints_events(broker: LocalBroker, node: Node) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-um", "gateway", "watch", "--serial", "AC1"),
