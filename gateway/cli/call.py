@@ -210,17 +210,22 @@ async def _many(fleet: "Fleet", serials: list[str], command: Command, concurrenc
     """Call many devices, print how each ended, and return whether there were any and all acked."""
     event, payload, qos, ttl_s, timeout_s = command
     statuses: Counter[str] = Counter()
-    with _progress(len(serials), statuses) as (echo, advance):
-        async for called in fleet.call_many(
-            serials, event, payload, concurrency=concurrency, qos=qos, ttl_s=ttl_s, timeout_s=timeout_s
-        ):
-            statuses[called.status] += 1
-            if as_json:
-                echo(_json(called.outcome or {"serial": called.serial, "event": event, "status": called.status}))
-            elif called.status != "acked":
-                echo(_line(called))
-            advance()
-    click.echo(_summary(statuses) or "no device is connected", err=as_json or not serials)
+    try:
+        with _progress(len(serials), statuses) as (echo, advance):
+            async for called in fleet.call_many(
+                serials, event, payload, concurrency=concurrency, qos=qos, ttl_s=ttl_s, timeout_s=timeout_s
+            ):
+                statuses[called.status] += 1
+                if as_json:
+                    echo(_json(called.outcome or {"serial": called.serial, "event": event, "status": called.status}))
+                elif called.status != "acked":
+                    echo(_line(called))
+                advance()
+    finally:  # also after Ctrl-C
+        if statuses:
+            click.echo(_summary(statuses), err=as_json)
+    if not serials:
+        click.echo("no device is connected", err=True)
     return bool(serials) and statuses["acked"] == len(serials)
 
 

@@ -100,6 +100,27 @@ async def test_a_reader_that_has_gone_is_not_the_fault_of_the_broker(
     assert (process.returncode, err) == (1, b"")
 
 
+async def test_a_call_that_is_broken_off_says_how_far_it_came(broker: LocalBroker, node: Node) -> None:
+    words = ("call", "AC1,AC2", "device_status", "--json")
+    async with device(node, "AC1") as first, device(node, "AC2") as second:
+        first.answers["device_status"] = lambda: {"ack": True, "status": "on"}
+        over = asyncio.Event()
+        second.client.on("device_status", over.wait)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-um", "gateway", *words),
+            stdout=PIPE,
+            stderr=PIPE,
+            env=os.environ | {"GATEWAY_MQTT_URL": broker.url},
+        )
+        assert process.stdout is not None
+        assert json.loads(await asyncio.wait_for(process.stdout.readline(), WAIT_S))["serial"] == "AC1"
+        process.send_signal(signal.SIGINT)
+        _, err = await asyncio.wait_for(process.communicate(), WAIT_S)
+        assert process.returncode == 1
+        over.set()
+        assert err.decode().split() == ["1", "acked", "Aborted!"]
+
+
 async def test_watch_prints_events(broker: LocalBroker, node: Node) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-um", "gateway", "watch", "--serial", "AC1"),
