@@ -89,7 +89,7 @@ class World:
         known = {"broker refused the node"}
         async with gateway(
             broker_url, "--node", name, "--auth", f"file:{self.keys}",
-            config=str(self._config), environ=environ, errors=known,
+            config=str(self._config), environ=environ, errors=known, debug=False,
         ) as running:  # fmt: skip
             self.nodes[name] = running
             self.watcher.watch(self.nodes)
@@ -135,15 +135,17 @@ async def daily_business(world: World, services: Fleet, api: Service) -> None:
 
 
 # --- Faults: each ends when its alerts were heard, and returns when they are over --------------------
+#
+# What is counted goes on until then: a machine under load misses scrapes, and with them a fault of a moment.
 
 
 async def late_acks(world: World, services: Fleet) -> None:
     """Devices take longer than 2 s; then the services send so much that it does not matter any more."""
     async with fleet(world.nodes["gw-1"], "LATE", 15, Behaviour(ack_delay_s=(2.1, 2.2))) as devices:
         await devices.online()
-        async for called in services.call_many([f"LATE{n}" for n in range(15)], "device_status"):
-            assert called.status == "acked"
-    await heard(world, "GatewayAckBudgetBurnsFast", "GatewayAckBudgetBurnsSlowly")
+        while not {"GatewayAckBudgetBurnsFast", "GatewayAckBudgetBurnsSlowly"} <= world.pager.heard.keys():
+            async for called in services.call_many([f"LATE{n}" for n in range(15)], "device_status"):
+                assert called.status == "acked"
     async for called in services.call_many([f"SIM{n % FLEET}" for n in range(2000)], "device_status", concurrency=50):
         assert called.status == "acked"
     await over(world, "GatewayAckBudgetBurnsFast")
@@ -151,13 +153,14 @@ async def late_acks(world: World, services: Fleet) -> None:
 
 async def refused_outcomes(world: World, api: Service) -> None:
     """The broker takes no outcome of one device."""
+    alerts = {"GatewayOutcomeBudgetBurnsFast", "GatewayOutcomeBudgetBurnsSlowly", "GatewayPublishesRefused"}
     async with device(world.nodes["gw-1"], "MUTE") as plate:
-        for number in range(15):
-            await api.send(f"devices/MUTE/commands/media_stop/{number}", {"stop": True})
-        for _ in range(15):
-            await plate.expect("media_stop")
-        alerts = "GatewayOutcomeBudgetBurnsFast", "GatewayOutcomeBudgetBurnsSlowly", "GatewayPublishesRefused"
-        await heard(world, *alerts)
+        while not alerts <= world.pager.heard.keys():
+            for number in range(15):
+                await api.send(f"devices/MUTE/commands/media_stop/{number}", {"stop": True})
+            for _ in range(15):
+                await plate.expect("media_stop")
+            await asyncio.sleep(SCRAPE_S)
     await over(world, "GatewayOutcomeBudgetBurnsFast", "GatewayPublishesRefused")
 
 
@@ -207,22 +210,24 @@ async def one_serial_on_two_nodes(world: World) -> None:
 
 async def devices_that_do_not_read(world: World, api: Service) -> None:
     node = world.nodes["gw-2"]
-    before = await node.metric("gateway_closes_total", role="device", reason="slow")
-    async with AsyncExitStack() as stack:
-        for number in range(12):
-            peer = await stack.enter_async_context(RawSocket.open(node, f"BIG{number}"))
-            peer.text('42["join_room",{"room":"bp_student_2"}]')
-            await peer.until('42["join_room:ok"')
-            peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        while await node.metric("gateway_closes_total", role="device", reason="slow") < before + 12:
-            await api.send("rooms/bp_student_2/events/memos_update", {"memo_id": 1, "more": "x" * 900_000})
-        await heard(world, "GatewaySlowDevices")
+    while "GatewaySlowDevices" not in world.pager.heard:
+        before = await node.metric("gateway_closes_total", role="device", reason="slow")
+        async with AsyncExitStack() as stack:
+            for number in range(12):
+                peer = await stack.enter_async_context(RawSocket.open(node, f"BIG{number}"))
+                peer.text('42["join_room",{"room":"bp_student_2"}]')
+                await peer.until('42["join_room:ok"')
+                peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            while await node.metric("gateway_closes_total", role="device", reason="slow") < before + 12:
+                await api.send("rooms/bp_student_2/events/memos_update", {"memo_id": 1, "more": "x" * 900_000})
+            await asyncio.sleep(SCRAPE_S)
     await over(world, "GatewaySlowDevices")
 
 
 async def questions_without_an_answer(world: World) -> None:
     async with device(world.nodes["gw-1"], "ASKS") as plate:
         while "GatewayQuestionsUnanswered" not in world.pager.heard:
+            assert await plate.client.call("question", {"what": "time"}) == {"ok": True}
             async with asyncio.TaskGroup() as group:
                 for _ in range(15):
                     group.create_task(_unanswered(plate))
@@ -240,10 +245,11 @@ async def more_viewers_than_may_be(world: World) -> None:
         for page in (one, two):
             await page.client.emit("join_room", {"room": "bp_student_3"})
             await page.expect("join_room:ok")
-        for _ in range(30):
-            await third.client.emit("join_room", {"room": "bp_student_3"})
-            await third.expect("join_room:fail")
-        await heard(world, "GatewayRefusesSockets")
+        while "GatewayRefusesSockets" not in world.pager.heard:
+            for _ in range(30):
+                await third.client.emit("join_room", {"room": "bp_student_3"})
+                await third.expect("join_room:fail")
+            await asyncio.sleep(SCRAPE_S)
     await over(world, "GatewayRefusesSockets")
 
 
@@ -351,9 +357,9 @@ async def no_broker(world: World) -> None:
     async with device(world.nodes["gw-1"], "TALKS", transports=["websocket"]) as plate:
         await world.broker.stop()
         await heard(world, "GatewayBrokerUnreachable", "GatewayNoNodeReady")
-        for _ in range(3):
+        while "GatewayEventsDropped" not in world.pager.heard:
             await plate.client.emit("reading", "x" * 1000)
-        await heard(world, "GatewayEventsDropped")
+            await asyncio.sleep(SCRAPE_S)
         await world.broker.start()
         await over(world, "GatewayBrokerUnreachable", "GatewayNoNodeReady", "GatewayEventsDropped")
 
@@ -405,6 +411,13 @@ async def tell(world: World, stack: AsyncExitStack) -> None:
         async with services, service(world.broker.url) as api:
             await daily_business(world, services, api)
             assert not world.pager.firing, "nothing is wrong yet"
+            async with asyncio.TaskGroup() as group:  # first those that start nodes, which takes long beside the others
+                for fault in (
+                    a_node_in_trouble(world, api, stack),
+                    a_certificate_that_ends(world),
+                    a_worker_that_always_dies(world),
+                ):
+                    group.create_task(fault)
             async with asyncio.TaskGroup() as group:
                 for fault in (
                     late_acks(world, services),
@@ -417,9 +430,6 @@ async def tell(world: World, stack: AsyncExitStack) -> None:
                     questions_without_an_answer(world),
                     more_viewers_than_may_be(world),
                     a_broken_file(world),
-                    a_node_in_trouble(world, api, stack),
-                    a_certificate_that_ends(world),
-                    a_worker_that_always_dies(world),
                 ):
                     group.create_task(fault)
         await over(world, "GatewayMassDisconnect")  # of those that left in the meantime
@@ -435,7 +445,7 @@ async def tell(world: World, stack: AsyncExitStack) -> None:
 async def test_every_alert_fires_when_its_fault_is_there_and_not_after(world: World) -> None:
     alerts = {rule["name"] for rule in await world.watcher.rules() if rule["type"] == "alerting"}
     assert alerts - world.pager.heard.keys() == ONLY_PROMTOOL.keys()
-    assert {json.loads(key)["alertname"] for key in world.pager.firing} <= LASTS
+    await over(world, *sorted({json.loads(key)["alertname"] for key in world.pager.firing} - LASTS))
 
 
 async def test_alerts_say_what_they_mean(world: World) -> None:

@@ -84,15 +84,17 @@ async def gateway(
     listen: str = "127.0.0.1:0",
     errors: Collection[str] = (),
     await_ready: bool = True,
+    debug: bool = True,
 ) -> AsyncIterator[Node]:
     """Run `gateway serve` on free ports, with open authentication unless told otherwise.
 
-    Without a URL the environment has it. No error may be logged but those whose message is in `errors`.
+    Without a URL the environment has it. With `debug` Python looks for slips of ours, and is several times slower. No
+    error may be logged but those whose message is in `errors`.
     """
     mqtt = () if broker_url is None else ("--mqtt", broker_url)
     flags = ("--listen", listen, "--admin", "127.0.0.1:0", "--log-format", "json", *mqtt)
     auth = () if any(argument == "--auth" for argument in arguments) else ("--auth", "open")
-    command = (sys.executable, "-X", "dev", "-m", "gateway", "serve", *flags, *auth, *arguments)
+    command = (sys.executable, *(("-X", "dev") if debug else ()), "-m", "gateway", "serve", *flags, *auth, *arguments)
     env = {**os.environ, "GATEWAY_ACCEPT": "anonymous-rooms", **(environ or {})}
     process = await asyncio.create_subprocess_exec(
         *command, *(("--config", config) if config else ()), stderr=PIPE, env=env
@@ -128,7 +130,7 @@ class Device:
     def __init__(self, serial: str = "", *, http: aiohttp.ClientSession | None = None) -> None:
         """With `http` it comes from where that connects from."""
         self.serial = serial
-        self.client = socketio.AsyncClient(reconnection=False, http_session=http)
+        self.client = socketio.AsyncClient(reconnection=False, http_session=http, request_timeout=WAIT_S)
         self.received: asyncio.Queue[tuple[str, tuple[Any, ...]]] = asyncio.Queue()
         self.gone = asyncio.Event()
         self.answers: dict[str, Callable[[], Any]] = {}
