@@ -42,9 +42,7 @@ from gateway.workers import WorkerProcess, Workers
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 5.0
-HUNG_S: Final = (
-    30.0  # as WatchdogSec of deploy/systemd/gateway.service: longer than any stall that a node recovers from
-)
+HUNG_S: Final = 30.0  # as WatchdogSec in deploy/systemd/gateway.service
 SETTLED_S: Final = 60.0  # who has run for so long did not fail to start
 PAUSES: Final = Backoff(1.0, 30.0)
 KILL_MARGIN_S: Final = 5.0  # beyond what a worker may take to stop
@@ -78,7 +76,7 @@ class Supervisor:
         metrics = SupervisorMetrics(instruments, nodes)
         pages = Workers(self._processes, admin.registry(instruments), hung_s)
         for node in nodes:
-            metrics.up.read(partial(lambda node: node in pages.up, node), node)
+            metrics.up.read(partial(pages.answered, node), node)
         metrics.read_log(log_handler.records, lambda: log_handler.suppressed)
         self._pulse = Pulse(metrics.loop_lag.observe, log_handler.tell_suppressed)
         certificate = tls.of_server("admin", config.admin.tls_cert, config.admin.tls_key, self._files)
@@ -111,7 +109,9 @@ class Supervisor:
     def reload(self) -> None:
         """Let everybody read the files of keys and certificates again."""
         self._files.reload()
-        self._signal(signal.SIGHUP)
+        for process in self._processes:
+            if process.listens:  # until then a hangup would end it, and it reads them anyway
+                process.signal(signal.SIGHUP)
 
     def hurry(self) -> None:
         """Stop at once, without draining."""

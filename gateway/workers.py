@@ -108,16 +108,17 @@ class Workers:
         self._processes = tuple(processes)
         self._own = own
         self._hung_s = hung_s
-        self.up: frozenset[str] = frozenset()  # those that answered the last time that metrics were asked for
+        self._answered: frozenset[str] = frozenset()
+
+    def answered(self, node: str) -> bool:
+        """Whether a worker answered the last time that metrics were asked for."""
+        return node in self._answered
 
     async def unwell(self) -> str | None:
         """No worker answers: the supervisor has not got them to."""
         oldest = monotonic() - self._hung_s
-        return (
-            None
-            if any(process.listens and process.heard_at > oldest for process in self._processes)
-            else "no worker answers"
-        )
+        well = any(process.listens and process.heard_at > oldest for process in self._processes)
+        return None if well else "no worker answers"
 
     async def reasons(self) -> list[str]:
         """Nothing while one worker is ready: it takes the connections of those that do not listen."""
@@ -128,7 +129,7 @@ class Workers:
         """Those of each worker under the name of its node, as `instance`, and the supervisor's own."""
         pages = await asyncio.gather(*(process.page("/metrics", accept) for process in self._processes))
         texts = {process.node: page[1] for process, page in zip(self._processes, pages, strict=True) if page}
-        self.up = frozenset(texts)
+        self._answered = frozenset(texts)
         own, content_type = await exposition(self._own, accept)
         return merged(texts, own), content_type
 
