@@ -40,7 +40,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 ORIGIN = "origin"  # user property of a relayed event: node and socket that it came from, which it skips
 CENSUS_PAUSE_S = 1.0  # longer than a broker pauses between retained messages
 PRESENCE_WAIT_S = 2.0  # a retained message comes at once if there is one
-STATUS_EVERY_S = 30.0
+STATUS_EVERY_S = 5.0  # a newcomer who asks at once should not be told of a fleet that is not there
 ROOM_SESSION_S = 60  # room events that come while the link is down for a moment are not missed
 
 
