@@ -36,6 +36,7 @@ COMMANDS = 100
 IDLE_BYTES = 11_500  # of gateway, aiohttp and socketio for one idle device; the transports and the kernel's come on top
 SLACK_BLOCKS = COMMANDS // 2  # what the machinery around may keep: less than one block a command
 WAIT_S = 20.0
+NEVER_S = 3600
 
 
 @pytest.fixture
@@ -73,10 +74,15 @@ class World:
 
 
 @pytest.fixture
-async def world(broker: LocalBroker) -> AsyncIterator[World]:
+async def world(broker: LocalBroker, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """A world in which nothing happens but what a test does: no heartbeat, no status, no look for orphans."""
+    monkeypatch.setattr("gateway.node.STATUS_EVERY_S", NEVER_S)
+    monkeypatch.setattr("gateway.node.CENSUS_PAUSE_S", 0.05)
+    quiet: dict[str, Any] = {"devices.ping_interval_s": NEVER_S, "mqtt.keep_alive_s": NEVER_S}
     listen = {"devices.listen": "127.0.0.1:0", "admin.listen": "127.0.0.1:0"}
-    node = Gateway(resolve({}, UNLIMITED, {"auth.mode": "open", "mqtt.url": broker.url} | listen))
+    node = Gateway(resolve({}, UNLIMITED, {"auth.mode": "open", "mqtt.url": broker.url} | listen | quiet))
     await node.start()
+    await asyncio.wait({task for task in asyncio.all_tasks() if task.get_name() == "adopt"})
     world = World(int(node.device_url.rpartition(":")[2]), await connect_service(broker.url))
     yield world
     world.fleet.close()
@@ -86,6 +92,22 @@ async def world(broker: LocalBroker) -> AsyncIterator[World]:
 
 class Counts(Counter[str]):
     """What is counted while a test runs its workload."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._grown: asyncio.Future[None] | None = None  # somebody waits for the next packet
+
+    async def reach(self, packets: str, count: int) -> None:
+        """Wait until so many were written: the broker may hand an outcome on before it answers the gateway for it."""
+        async with asyncio.timeout(WAIT_S):
+            while self[packets] < count:
+                self._grown = asyncio.get_running_loop().create_future()
+                await self._grown
+
+    def begin(self) -> None:
+        """Count from here on."""
+        asyncio.get_running_loop().set_task_factory(self.task)  # type: ignore[arg-type]
+        self.clear()
 
     def task(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **more: Any) -> Any:
         self["tasks"] += 1
@@ -102,6 +124,8 @@ class Counts(Counter[str]):
                 packet, size = mqtt5.read(memoryview(data))
                 self[type(packet).__name__] += 1
                 data = data[size:]
+            if self._grown is not None and not self._grown.done():
+                self._grown.set_result(None)
 
 
 @pytest.fixture
@@ -128,17 +152,13 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
     return counts
 
 
-def begin(counts: Counts) -> None:
-    """Count from here on."""
-    asyncio.get_running_loop().set_task_factory(counts.task)  # type: ignore[arg-type]
-    counts.clear()
-
-
 async def test_a_command_takes_no_task_and_one_write_each_way(world: World, counts: Counts) -> None:
     await world.fleet.connect(10)
     await world.commands(20)
-    begin(counts)
+    await counts.reach("PubAckPacket", 20)
+    counts.begin()
     await world.commands(COMMANDS)
+    await counts.reach("PubAckPacket", COMMANDS)
     assert counts == {
         "writes to devices": COMMANDS,
         "writes to the broker": 2 * COMMANDS,  # the outcome; once the broker has it, the PUBACK of the command
@@ -152,7 +172,7 @@ async def test_a_command_takes_no_task_and_one_write_each_way(world: World, coun
 async def test_an_event_of_a_device_takes_no_task_and_one_write(world: World, counts: Counts) -> None:
     await world.fleet.connect(10)
     await world.events(20)
-    begin(counts)
+    counts.begin()
     await world.events(COMMANDS)
     assert counts == {
         "writes to the broker": COMMANDS,
@@ -165,7 +185,7 @@ async def test_an_event_of_a_device_takes_no_task_and_one_write(world: World, co
 async def test_an_event_for_a_room_is_encoded_once_and_written_once_for_each(world: World, counts: Counts) -> None:
     await world.fleet.connect(10)
     await world.fleet.join()
-    begin(counts)
+    counts.begin()
     (_,) = await room_events(world.service, world.fleet, 0.0)
     assert counts["writes to devices"] == 10
     assert counts["encoded"] == 1
