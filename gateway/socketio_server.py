@@ -25,6 +25,9 @@ MAX_ATTACHMENTS: Final = 10
 BAD_PACKET: Final = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # python-socketio's, reading
 _BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 _UNIT: Final = re.compile("....")  # a UTF-16 code unit in hexadecimal
+_PLAIN: Final = re.compile(
+    r"([23])([0-9]{0,15})(?=\[)"
+)  # an event or an ack of `/` without attachments, up to its list
 _EVENTS: Final = (sio.EVENT, sio.BINARY_EVENT)
 _ACKS: Final = (sio.ACK, sio.BINARY_ACK)
 
@@ -112,14 +115,14 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
 
     # what a subclass may take over
 
-    def event(self, connection: Connection, packet: Packet) -> Pending:
-        """The peer emitted; `packet.data` is a list that begins with the event's name."""
-        pending: Pending = self._handle_event(connection.sid, packet.namespace, packet.id, packet.data)
+    def event(self, connection: Connection, namespace: str | None, id: int | None, data: list[Any]) -> Pending:
+        """The peer emitted; `data` begins with the event's name."""
+        pending: Pending = self._handle_event(connection.sid, namespace, id, data)
         return pending
 
-    def ack(self, connection: Connection, packet: Packet) -> Pending:
-        """The peer acked; `packet.id` is a number, `packet.data` a list."""
-        pending: Pending = self._handle_ack(connection.sid, packet.namespace, packet.id, packet.data)
+    def ack(self, connection: Connection, namespace: str | None, id: int, data: list[Any]) -> Pending:
+        """The peer acked."""
+        pending: Pending = self._handle_ack(connection.sid, namespace, id, data)
         return pending
 
     def joined(self, connection: Connection) -> None:
@@ -133,31 +136,35 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
 
     def _message(self, connection: Connection, data: str | bytes) -> Pending:
         try:
+            if isinstance(data, str) and (plain := _PLAIN.match(data)) and connection.sid not in self._binary_packet:
+                kind, id = plain.groups()
+                return self._dispatch(
+                    connection, int(kind), None, int(id) if id else None, Json.loads(data[plain.end() :])
+                )
             packet = self._assemble(connection, data)
             if packet is None:
                 return None
-            return self._dispatch(connection, packet, data)
+            if packet.packet_type == sio.CONNECT:
+                said = _auth(connection, packet, data)
+                return self._handle_connect(connection.sid, packet.namespace, said)
+            return self._dispatch(connection, packet.packet_type, packet.namespace, packet.id, packet.data)
         except BAD_PACKET:
             connection.close(CloseReason.MALFORMED)
             return None
 
-    def _dispatch(self, connection: Connection, packet: Packet, data: str | bytes) -> Pending:
-        kind, pending = packet.packet_type, None
+    def _dispatch(self, connection: Connection, kind: int, namespace: str | None, id: int | None, data: Any) -> Pending:
         if kind in _EVENTS:
-            if not (isinstance(packet.data, list) and packet.data and isinstance(packet.data[0], str)):
+            if not (isinstance(data, list) and data and isinstance(data[0], str)):
                 raise ValueError("an event needs a name")
-            pending = self.event(connection, packet)
-        elif kind in _ACKS:
-            if not isinstance(packet.data, list) or packet.id is None:
+            return self.event(connection, namespace, id, data)
+        if kind in _ACKS:
+            if not isinstance(data, list) or id is None:
                 raise ValueError("an ack needs an id and a list")
-            pending = self.ack(connection, packet)
-        elif kind == sio.CONNECT:
-            pending = self._handle_connect(connection.sid, packet.namespace, _auth(connection, packet, data))
-        elif kind == sio.DISCONNECT:
-            pending = self._handle_disconnect(connection.sid, packet.namespace, str(CloseReason.CLIENT))
-        else:
-            raise ValueError("not for a server")
-        return pending
+            return self.ack(connection, namespace, id, data)
+        if kind == sio.DISCONNECT:
+            pending: Pending = self._handle_disconnect(connection.sid, namespace, str(CloseReason.CLIENT))
+            return pending
+        raise ValueError("not for a server")
 
     def _assemble(self, connection: Connection, data: str | bytes) -> Packet | None:
         """Return the packet that is whole with this message; None while attachments are missing."""
@@ -210,19 +217,28 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
             message = packet.data["message"] if isinstance(packet.data, dict) else packet.data
             message = "Invalid namespace" if message == "Unable to connect" else message
             packet.data = message if is_3 else {"message": message}
-        self.write_encoded(eio_sid, packet.encode())
-
-    def write_encoded(self, eio_sid: str, encoded: str | list[str | bytes]) -> None:
-        """Send what `Packet.encode` returned."""
-        if isinstance(encoded, str):
-            self.eio.send_text(eio_sid, encoded)
-            return
-        for part in encoded:
-            self.eio.send_text(eio_sid, part)
+        connection = self.eio.get(eio_sid)
+        if connection is not None:
+            send(connection, packet.encode())
 
     def _revision(self, eio_sid: str) -> int | None:
         connection = self.eio.get(eio_sid)
         return connection.generation.revision if connection is not None else None
+
+
+def encode(kind: int, data: list[Any], id: int | None = None) -> str | list[str | bytes]:
+    """An event or an ack of `/` as `Packet.encode` returns it; JSON that passes through has no bytes to look for."""
+    for part in data:
+        if not isinstance(part, (str, msgspec.Raw)):
+            encoded: str | list[str | bytes] = Packet(kind, data=data, id=id).encode()
+            return encoded
+    return f"{kind}{'' if id is None else id}{Json.dumps(data)}"
+
+
+def send(connection: Connection, encoded: str | list[str | bytes]) -> None:
+    """Send a packet that was encoded, now or with the next poll; nothing happens if the connection is closed."""
+    for part in (encoded,) if isinstance(encoded, str) else encoded:
+        connection.send(part)
 
 
 def to_ascii(json: bytes) -> str:

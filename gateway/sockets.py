@@ -23,7 +23,7 @@ from gateway.engine.server import Relay
 from gateway.instruments import Count
 from gateway.proxies import Proxies
 from gateway.rooms import Grant
-from gateway.socketio_server import Packet, Server
+from gateway.socketio_server import Packet, Server, encode, send
 from gateway.topics import Client
 
 log = logging.getLogger(__name__)
@@ -100,14 +100,14 @@ class _Server(Server):
         self.always_connect = False  # whom we refuse is told so instead of CONNECT, and not after it
         self._sockets = sockets
 
-    def event(self, connection: Connection, packet: Packet) -> Pending:
-        return self._sockets.emitted(connection, packet.data[0], tuple(packet.data[1:]), packet.id)
+    def event(self, connection: Connection, namespace: str | None, id: int | None, data: list[Any]) -> Pending:
+        return self._sockets.emitted(connection, data[0], tuple(data[1:]), id)
 
     def joined(self, connection: Connection) -> None:
         pass  # it stays when the owner admits it
 
-    def ack(self, connection: Connection, packet: Packet) -> Pending:
-        self._sockets.acked(connection, packet.id, tuple(packet.data))
+    def ack(self, connection: Connection, namespace: str | None, id: int, data: list[Any]) -> Pending:
+        self._sockets.acked(connection, id, tuple(data))
         return None
 
     async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
@@ -174,20 +174,19 @@ class SocketServer:
         """Emit an event; with `emit_id` the peer is asked for an ack. Nothing happens if the socket is gone."""
         socket = self._by_number.get(number)
         if socket is not None:
-            packet = Packet(sio.EVENT, data=[event, *args], id=emit_id)
-            self._server.write(socket.connection.sid, packet)
+            send(socket.connection, encode(sio.EVENT, [event, *args], emit_id))
 
     def emit_to(self, sockets: Iterable[Socket], event: str, args: Args) -> None:
         """Emit an event to many sockets, encoded once."""
-        encoded = Packet(sio.EVENT, data=[event, *args]).encode()
+        encoded = encode(sio.EVENT, [event, *args])
         for socket in sockets:
-            self._server.write_encoded(socket.connection.sid, encoded)
+            send(socket.connection, encoded)
 
     def reply(self, number: int, ack_id: int, args: Args) -> None:
         """Ack the peer's own event. Nothing happens if the socket is gone."""
         socket = self._by_number.get(number)
         if socket is not None:
-            self._server.write(socket.connection.sid, Packet(sio.ACK, data=list(args), id=ack_id))
+            send(socket.connection, encode(sio.ACK, list(args), ack_id))
 
     def close(self, number: int, reason: CloseReason) -> None:
         """Close a socket; its owner hears this reason, at once or when its turn is over."""
