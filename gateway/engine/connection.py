@@ -9,12 +9,13 @@ not read. It must not wait for anything that the same device has yet to send, no
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from time import monotonic
+from math import inf
 from typing import Any, ClassVar, Final, Protocol
 
 from gateway.admission import Refusal
 from gateway.engine.codec import Generation, Packet, decode_frame
 from gateway.engine.effects import (
+    NOTHING,
     Answer,
     Closed,
     CloseReason,
@@ -82,6 +83,7 @@ class Connection:
         "_socket",
         "_taken",
         "_told",
+        "_wakes_at",
         "environ",
         "posting",
         "read_at",
@@ -99,6 +101,7 @@ class Connection:
         self._busy = 0
         self._paid_until = 0.0  # when what the peer sent would have been sent at its rate
         self._told = False
+        self._wakes_at = inf  # when it will be ticked at the latest
         self._taken = 0
         self._poll: asyncio.Future[None] | None = None
         self._probe: WebSocket | None = None
@@ -165,8 +168,8 @@ class Connection:
 
     def receive(self, packet: Packet) -> Pending:
         """Take a packet from the session's transport; what comes back is to be waited for before the next."""
-        self.read_at = monotonic()
-        pending = self.apply(self.session.receive(packet, self._app.now()))
+        self.read_at = now = self._app.now()
+        pending = self.apply(self.session.receive(packet, now))
         return None if pending is None else self.settle(pending)
 
     async def give_way(self, size: int) -> None:
@@ -221,7 +224,7 @@ class Connection:
     def may_probe(self, *, base64: bool) -> bool:
         """A WebSocket wants to take over; whether it may try."""
         may = self.session.probe(self._app.now(), base64=base64)
-        self._app.watch(self)
+        self._watch()
         return may
 
     def probe(self, socket: WebSocket) -> None:
@@ -243,10 +246,14 @@ class Connection:
 
     def tick(self) -> None:
         """Do what is due by now."""
-        now = self._app.now()
-        if self.session.deadline <= now:
-            self.apply(self.session.tick(now))
-        else:
+        now, self._wakes_at = self._app.now(), inf
+        self.apply(self.session.tick(now) if self.session.deadline <= now else NOTHING)
+
+    def _watch(self) -> None:
+        """Be ticked in time: a deadline that only moves later is looked at when the old one has come."""
+        deadline = self.session.deadline
+        if deadline < self._wakes_at:
+            self._wakes_at = deadline
             self._app.watch(self)
 
     # -- effects ---------------------------------------------------------------------------------------
@@ -256,7 +263,7 @@ class Connection:
         pending: Pending = None
         for effect in effects:
             pending = self._HOW[type(effect)](self, effect) or pending
-        self._app.watch(self)
+        self._watch()
         return pending
 
     def _write(self, effect: Write) -> None:

@@ -19,6 +19,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection
+from time import monotonic
 from typing import Any, Final, Protocol
 
 from aiohttp import web
@@ -268,7 +269,7 @@ class EngineServer:
 
     def now(self) -> float:
         """Monotonic seconds."""
-        return asyncio.get_running_loop().time()
+        return monotonic()
 
     def admitted(self, connection: Connection) -> None:
         """The application knows who it is: it is no stranger any more."""
