@@ -101,8 +101,11 @@ class Device:
             await asyncio.wait({self._change})
         return self.link is not None
 
-    def handle(self, fact: f.Fact, read_at: float | None = None) -> None:
-        """Hand a fact to the session and carry out what it wants; `read_at`: when it was read from the network."""
+    def handle(self, fact: f.Fact, read_at: float | None = None, *, flush: bool = True) -> None:
+        """Hand a fact to the session and carry out what it wants; `read_at`: when it was read from the network.
+
+        Without `flush` the link writes what is for the broker: it does so after the events of each read.
+        """
         now = monotonic()
         effects = self._session.handle(fact, now)
         overhead = self._around.metrics.sessions.observe(fact, effects, now)
@@ -110,7 +113,7 @@ class Device:
             observer.observe(self.serial, fact, effects, now)
         for effect in effects:
             self._carry_out(effect)
-        if effects and self.link is not None:
+        if flush and effects and self.link is not None:
             self.link.flush()
         if overhead is not None and read_at is not None:
             overhead.observe(monotonic() - read_at)
@@ -125,11 +128,11 @@ class Device:
             case Received():
                 self._received(event)
             case Settled():
-                self.handle(f.Settled(event.delivery))
+                self.handle(f.Settled(event.delivery), flush=False)
             case Published(token=token) if token is not None:
                 if event.code >= FAILED:
                     log.warning("publish refused by the broker", extra={"serial": self.serial, "code": event.code})
-                self.handle(f.Published(token, event.code))
+                self.handle(f.Published(token, event.code), flush=False)
             case Opened():
                 self.handle(f.LinkOpened(event.session_present))
             case Subscribed():
@@ -234,13 +237,12 @@ class Device:
         now = datetime.now(UTC)
         read = self._around.reader.read(self.serial, event.message, event.delivery, event.duplicate, now)
         if not isinstance(read, str):
-            self.handle(read, self.link.read_at)
+            self.handle(read, self.link.read_at, flush=False)
             return
         self._around.metrics.sessions.ignored["unusable_reply"].n += 1
         log.warning("unusable message", extra={"serial": self.serial, "problem": read[:200]})
         if event.delivery is not None:
             self.link.puback(event.delivery)
-            self.link.flush()
 
     def _carry_out(self, effect: f.Effect) -> None:
         match effect:

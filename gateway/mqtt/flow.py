@@ -235,7 +235,7 @@ class Outbox:
 
     def trim(self) -> None:
         """Over the bounds, drop the oldest that may be dropped."""
-        while self._is_over() and (victim := self._oldest_droppable()):
+        while self._waiting and self._is_over() and (victim := self._oldest_droppable()):
             self._remove(victim)
             self._events.append(Dropped(victim.token))
 

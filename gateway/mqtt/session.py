@@ -237,20 +237,18 @@ class MqttSession:
                 return
             data, self._partial = self._partial, None
         view, start = memoryview(data), 0
-        while (end := packet_end(data, start)) <= len(data):
-            self._check_size(end - start)
+        while start < len(data):
+            end = packet_end(data, start)
+            if end - start > self._options.max_packet_bytes:
+                raise Malformed("packet too large", Code.PACKET_TOO_LARGE)
+            if end > len(data):
+                self._partial_needs = end - start
+                self._partial = bytearray(view[start:])
+                return
             self._handle(read_packet(view[start:end]))
             if not self._connected:
                 return
             start = end
-        if start < len(data):
-            self._partial_needs = end - start
-            self._check_size(self._partial_needs)
-            self._partial = bytearray(view[start:])
-
-    def _check_size(self, size_bytes: int) -> None:
-        if size_bytes > self._options.max_packet_bytes:
-            raise Malformed("packet too large", Code.PACKET_TOO_LARGE)
 
     def _handle(self, packet: mqtt5.Packet) -> None:
         match packet:

@@ -44,16 +44,15 @@ def packet_end(data: bytes | bytearray, start: int) -> int:
         Malformed: the Remaining Length has more than four bytes (1.5.5).
 
     """
-    length = 0
-    for position in range(4):
-        index = start + 1 + position
-        if index >= len(data):
-            return len(data) + 1
-        byte = data[index]
-        length |= (byte & 0x7F) << 7 * position
+    length, shift = 0, 0
+    for byte in data[start + 1 : start + 5]:
+        length |= (byte & 0x7F) << shift
+        shift += 7
         if byte < 0x80:
-            return index + 1 + length
-    raise Malformed("remaining length of more than four bytes")
+            return start + 1 + shift // 7 + length
+    if shift == 28:
+        raise Malformed("remaining length of more than four bytes")
+    return len(data) + 1
 
 
 def read_packet(packet: memoryview) -> mqtt5.Packet:
@@ -134,10 +133,10 @@ def _is_writable(message: Message) -> bool:
     """Whether every string is one that any broker takes, and the payload fits into a packet."""
     if len(message.payload) > MAX_PACKET_BYTES >> 1:  # the codec panics over the limit of a packet
         return False
-    strings = [message.topic, message.content_type or "", message.response_topic or ""]
-    for pair in message.user_properties:
-        strings += pair
-    return all(text.isprintable() or not _FORBIDDEN.search(text) for text in strings)
+    text = f"{message.topic}{message.content_type}{message.response_topic}"
+    for name, value in message.user_properties:
+        text += name + value
+    return text.isprintable() or not _FORBIDDEN.search(text)
 
 
 def write_connect(options: Options, credentials: Credentials) -> bytes:
