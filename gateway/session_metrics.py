@@ -67,11 +67,10 @@ class SessionMetrics:
         Returns what observes how long the gateway took, from reading what the step is about until its effects are
         carried out; None for a step whose time says nothing.
         """
-        handlers = self._on_effect
         for effect in effects:
-            kind = type(effect)
-            if kind in handlers:
-                handlers[kind](effect, now)
+            on_effect = self._on_effect.get(type(effect))
+            if on_effect is not None:
+                on_effect(effect, now)
         on_fact = self._on_fact.get(type(fact))
         return None if on_fact is None else on_fact(fact, effects)
 

@@ -146,7 +146,7 @@ def encode_level(name: str) -> str:
     Raises:
         BadName: it is empty, longer than MAX_NAME_BYTES in UTF-8, or not text that UTF-8 can hold.
     """
-    if _PLAIN.fullmatch(name) and len(name) <= MAX_NAME_BYTES:
+    if _is_plain(name):
         return name
     return _ENCODED.sub(lambda match: quote(match[0], safe=""), _checked(name))
 
@@ -159,6 +159,8 @@ def decode_level(level: str) -> str:
     Raises:
         BadName: it is empty, too long, its percent-encoding is not UTF-8, or it is not what `encode_level` writes.
     """
+    if _is_plain(level):
+        return level
     try:
         name = _checked(unquote(level, errors="strict"))
     except UnicodeDecodeError:
@@ -166,6 +168,11 @@ def decode_level(level: str) -> str:
     if (written := encode_level(name)) != level:
         raise BadName(f"must be written {written}")
     return name
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is itself the level that stands for it; nearly all are."""
+    return len(name) <= MAX_NAME_BYTES and _PLAIN.fullmatch(name) is not None
 
 
 def _checked(name: str) -> str:
@@ -245,9 +252,10 @@ class Topics:
 
     def response_allowed(self, topic: str) -> bool:
         """Whether the gateway, which publishes with its own rights, may and can answer to this Response Topic."""
-        if topic.count("/") >= _MAX_LEVELS or _NO_TOPIC.search(topic):
-            return False
-        return any(pattern.fullmatch(topic) for pattern in self._allowed_responses)
+        for pattern in self._allowed_responses:
+            if pattern.fullmatch(topic):
+                return topic.count("/") < _MAX_LEVELS and not _NO_TOPIC.search(topic)
+        return False
 
     def parse(self, topic: str) -> CommandTopic | ReplyTopic | RoomTopic | BadName:
         """Read a topic that a service published to; what cannot be read is returned as the reason."""
