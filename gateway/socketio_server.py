@@ -8,7 +8,7 @@ tests/test_socketio_server.py fails when an upgrade moves the seam.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -16,10 +16,12 @@ import msgspec
 import socketio
 from socketio import packet as sio
 
+from gateway.engine.codec import MESSAGE
 from gateway.engine.connection import Connection, Pending
 from gateway.engine.effects import CloseReason
 from gateway.engine.options import EngineOptions
 from gateway.engine.server import EngineServer
+from gateway.engine.websocket import framed
 
 MAX_ATTACHMENTS: Final = 10
 BAD_PACKET: Final = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # python-socketio's, reading
@@ -239,6 +241,17 @@ def send(connection: Connection, encoded: str | list[str | bytes]) -> None:
     """Send a packet that was encoded, now or with the next poll; nothing happens if the connection is closed."""
     for part in (encoded,) if isinstance(encoded, str) else encoded:
         connection.send(part)
+
+
+def send_to(connections: Iterable[Connection], encoded: str | list[str | bytes]) -> None:
+    """Send a packet that was encoded to many."""
+    if not isinstance(encoded, str):
+        for connection in connections:
+            send(connection, encoded)
+        return
+    frame = framed(MESSAGE + encoded)  # to either generation
+    for connection in connections:
+        connection.send_shared(encoded, frame)
 
 
 def to_ascii(json: bytes) -> str:

@@ -23,7 +23,7 @@ from gateway.engine.server import Relay
 from gateway.instruments import Count
 from gateway.proxies import Proxies
 from gateway.rooms import Grant
-from gateway.socketio_server import Packet, Server, encode, send
+from gateway.socketio_server import Packet, Server, encode, send, send_to
 from gateway.topics import Client
 
 log = logging.getLogger(__name__)
@@ -178,9 +178,7 @@ class SocketServer:
 
     def emit_to(self, sockets: Iterable[Socket], event: str, args: Args) -> None:
         """Emit an event to many sockets, encoded once."""
-        encoded = encode(sio.EVENT, [event, *args])
-        for socket in sockets:
-            send(socket.connection, encoded)
+        send_to((socket.connection for socket in sockets), encode(sio.EVENT, [event, *args]))
 
     def reply(self, number: int, ack_id: int, args: Args) -> None:
         """Ack the peer's own event. Nothing happens if the socket is gone."""

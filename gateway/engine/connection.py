@@ -128,6 +128,14 @@ class Connection:
         """Write a message, or keep it for the next poll. Never waits; nothing happens once it is closed."""
         self.apply(self.session.send(data))
 
+    def send_shared(self, data: str, frame: bytes) -> None:
+        """Send a message that goes to many; `frame` is what `framed` makes of its packet."""
+        socket = self._socket
+        if socket is None or socket.deflates or not self.session.writes:
+            self.send(data)
+        elif not socket.write_framed(frame):
+            self.close(CloseReason.SLOW)
+
     def close(self, reason: CloseReason = CloseReason.SERVER) -> None:
         """End the connection; the first reason counts."""
         self.apply(self.session.close(reason, self._app.now()))

@@ -22,9 +22,8 @@ def accept(request: web.Request, options: EngineOptions, cookie: str | None = No
     head, compress = _answer(request, options, cookie)
     if transport is None or head is None:
         return None
-    socket = WebSocket(transport, options, compress)
+    socket = WebSocket(transport, options, compress, head)
     _take_over(request, socket)
-    socket.send(head)
     return socket
 
 

@@ -115,6 +115,11 @@ class Session:
         return self._probe_by < inf
 
     @property
+    def writes(self) -> bool:
+        """Whether a message that is sent now is written to the WebSocket at once."""
+        return self.closed is None and self.transport is Transport.WEBSOCKET
+
+    @property
     def has_waiting(self) -> bool:
         """Whether a poll would be answered at once."""
         return bool(self._buffer)

@@ -39,6 +39,12 @@ def encode_header(opcode: int, length: int, *, deflated: bool = False) -> bytes:
     return struct.pack("!BBQ", first, 127, length)
 
 
+def framed(text: str) -> bytes:
+    """A message as it is on the wire, for every WebSocket that does not deflate."""
+    data = to_utf8(text)
+    return encode_header(_TEXT, len(data)) + data
+
+
 class Hearer(Protocol):
     """Who a WebSocket works for."""
 
@@ -84,16 +90,20 @@ class _Inbox(WebSocketDataQueue):
 
 
 class WebSocket(asyncio.Protocol):
-    """A WebSocket that has been accepted. Writes never wait and never raise; `parser` is None once it has ended."""
+    """A WebSocket that has been accepted. Writes never wait and never raise; `parser` is None once it has ended.
+
+    `head` answers the handshake: it leaves with the first message, or when the WebSocket starts.
+    """
 
     __slots__ = (
-        "_behind", "_code", "_compress", "_deflate_over_bytes", "_flooded", "_hearer", "_inbox", "_left_bytes",
+        "_behind", "_code", "_compress", "_deflate_over_bytes", "_flooded", "_head", "_hearer", "_inbox", "_left_bytes",
         "_reading_paused", "_stalled", "_transport", "_turn", "parser",
     )  # fmt: skip
 
-    def __init__(self, transport: asyncio.Transport, options: EngineOptions, compress: int) -> None:
+    def __init__(self, transport: asyncio.Transport, options: EngineOptions, compress: int, head: bytes) -> None:
         transport.set_write_buffer_limits(high=options.max_buffer_bytes)
         self._transport = transport
+        self._head = head
         self._compress = compress
         self._deflate_over_bytes = options.deflate_websockets_over_bytes if compress else None
         self._inbox: _Inbox | None = _Inbox(self, asyncio.get_running_loop())
@@ -118,6 +128,8 @@ class WebSocket(asyncio.Protocol):
     def start(self, hearer: Hearer, pending: Awaitable[object] | None = None) -> None:
         """Hand messages over from now on; what came before waits for `pending`."""
         self._hearer = hearer
+        if self._head:
+            self.send(b"")
         if self.parser is None:  # what came with the handshake was no WebSocket frame, or the peer has left
             self._end(CloseReason.MALFORMED)
             if pending is not None:
@@ -223,6 +235,17 @@ class WebSocket(asyncio.Protocol):
         self.send(encode_header(opcode, len(data), deflated=deflated) + data)
         return True
 
+    def write_framed(self, frame: bytes) -> bool:
+        """Send what `framed` returned; as `write`."""
+        if not self._stalled:
+            self.send(frame)
+        return not self._stalled
+
+    @property
+    def deflates(self) -> bool:
+        """Whether messages may have to be deflated."""
+        return self._deflate_over_bytes is not None
+
     def close(self, code: int | None = None) -> None:
         """Send what waits and a close frame, then close; a peer that does not take it is cut off."""
         self.send(encode_header(_CLOSE, 2) + struct.pack("!H", code or self._code))
@@ -236,6 +259,8 @@ class WebSocket(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """Write bytes as they are."""
+        if self._head:
+            data, self._head = self._head + data, b""
         if not self._transport.is_closing():  # uvloop raises when it is
             self._transport.write(data)
 

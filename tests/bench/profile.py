@@ -11,7 +11,8 @@ from typing import Final
 
 START_S: Final = 1.0  # py-spy reads the symbols of the process first
 PER_S: Final = 250
-LINES: Final = 40
+LINES: Final = 90
+OURS: Final = "(gateway/"
 
 
 @asynccontextmanager
@@ -33,7 +34,7 @@ async def sampled(pid: int, report: Path) -> AsyncIterator[None]:
 
 
 def tables(folded: Iterable[str]) -> str:
-    """The functions by their own time, and by all time spent in them, in percent of the samples.
+    """The functions by their own time, and those of the gateway by all time spent in them, in percent of the samples.
 
     Args:
         folded: a line for each stack, `outer;…;inner count`, as py-spy writes it.
@@ -45,7 +46,8 @@ def tables(folded: Iterable[str]) -> str:
         functions = [_without_line(frame) for frame in stack.split(";")]
         own[functions[-1]] += int(count)
         for function in set(functions):
-            inclusive[function] += int(count)
+            if OURS in function:
+                inclusive[function] += int(count)
     total = own.total() or 1
     text = [f"{total} samples"]
     for title, counts in (("own time", own), ("with what they call", inclusive)):
