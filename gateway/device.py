@@ -112,7 +112,8 @@ class Device:
         for observer in self._around.observers:
             observer.observe(self.serial, fact, effects, now)
         for effect in effects:
-            self._carry_out(effect)
+            if type(effect) is not f.Conclude:  # which only says what became of a command
+                self._carry_out(effect)
         if flush and effects and self.link is not None:
             self.link.flush()
         if overhead is not None and read_at is not None:
@@ -245,6 +246,7 @@ class Device:
             self.link.puback(event.delivery)
 
     def _carry_out(self, effect: f.Effect) -> None:
+        """Do what an effect says; those that are only to be counted ask for nothing."""
         match effect:
             case f.Emit():
                 command = effect.command

@@ -154,7 +154,6 @@ class Connection:
         """Send OPEN and introduce the connection to the application; what comes back is to be waited for."""
         self._socket = socket
         self.apply(self.session.open())
-        self._busy += 1
         pending = self._called(self._app.on_connected, self)
         return None if pending is None else self.settle(pending)
 
@@ -208,7 +207,7 @@ class Connection:
                 pending = self.receive(packet)
             elif socket is self._probe:
                 self.apply(self.session.receive_probe(packet, self._app.now()))
-        wait_s = self._charge(len(frame or ""))
+        wait_s = self._charge(0 if frame is None else len(frame))
         return self._held_up(pending, wait_s) if wait_s else pending
 
     async def _held_up(self, pending: Pending, wait_s: float) -> None:
@@ -279,7 +278,6 @@ class Connection:
             self.close(CloseReason.SLOW)
 
     def _deliver(self, effect: Deliver) -> Pending:
-        self._busy += 1
         return self._called(self._app.on_message, self, effect.data)
 
     def _answer(self, _: Answer) -> None:
@@ -313,6 +311,7 @@ class Connection:
 
     def _called(self, callback: Callable[..., Pending], *args: object) -> Pending:
         pending: Pending = None
+        self._busy += 1
         try:
             pending = callback(*args)
         except Exception:  # noqa: BLE001 - the application's fault ends its connection, not the reader or the wheel
@@ -338,7 +337,8 @@ class Connection:
 
     def _done(self) -> None:
         self._busy -= 1
-        self._tell_closed()
+        if self.session.closed is not None:
+            self._tell_closed()
 
     def _tell_closed(self) -> None:
         """Tell the application once, when it is not in another callback."""
