@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tests.bench.report import number
 from tests.bench.results import FIGURES, Run, spread
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ COLOURS: Final = {
 }  # Okabe and Ito
 BARS: Final = ("command_us", "event_us", "room_us", "connect_us", "memory_kb", "heartbeat_us")
 RATE: Final = 2_000
+ABOVE: Final = "offset points"
 PERCENTILES: Final = ("p50", "p95", "p99")
 
 
@@ -39,7 +41,8 @@ def draw(run: Run, path: Path) -> None:
         _bars(run, key, ax)
     _latency(run, axes[6])
     _scale(run, axes[7])
-    figure.suptitle(f"{run.about.get('machine', '')} · {run.about.get('date', '')}", fontsize=9)
+    about = " · ".join(run.about[what] for what in ("machine", "broker", "date") if what in run.about)
+    figure.suptitle(f"Less is better everywhere. {about}", fontsize=10)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
@@ -51,8 +54,9 @@ def _bars(run: Run, key: str, ax: "Axes") -> None:
     for place, (name, value) in enumerate(found.items()):
         error = [[value.median - value.least], [value.most - value.median]]
         ax.bar(place, value.median, color=COLOURS[name], yerr=error, capsize=3)
-        ax.annotate(f"{value.median:.3g}", (place, value.median), ha="center", va="bottom", fontsize=8)
+        ax.annotate(number(value.median), (place, value.most), (0, 4), ha="center", fontsize=8, textcoords=ABOVE)
     ax.set_xticks(range(len(found)), list(found))
+    ax.margins(y=0.1)
     _titled(ax, figure.title, figure.unit)
 
 
@@ -81,9 +85,12 @@ def _scale(run: Run, ax: "Axes") -> None:
 
 
 def _titled(ax: "Axes", title: str, unit: str, *, legend: bool = False) -> None:
+    if not ax.has_data():
+        ax.set_axis_off()
+        return
     ax.set_title(title, fontsize=10)
     ax.set_ylabel(unit, fontsize=8)
     ax.tick_params(labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
-    if legend and ax.has_data():
+    if legend:
         ax.legend(fontsize=8, frameon=False)

@@ -24,6 +24,9 @@ def into_readme(run: Run, root: Path) -> None:
 
 def section(run: Run) -> str:
     """What the README says of a run."""
-    where = "; ".join(run.about[what] for what in ("machine", "broker", "Python", "Node"))
-    what = f"{where}. {run.about['date']}, {run.about['devices']}."
-    return f"{what}\n\n{report.comparison(run)}\n![the numbers]({PICTURE})\n"
+    where = "; ".join(
+        [run.about["machine"], run.about["broker"], *(f"{of} {run.about[of]}" for of in ("Python", "Node"))]
+    )
+    what = f"{where}. {run.about['date']}; devices {run.about['devices']}; rounds: {run.about['rounds']}."
+    doubts = "".join(f"\n> {doubt}\n" for doubt in [*run.notes, *report.doubts(run)])
+    return f"{what}\n{doubts}\n{report.comparison(run)}\n![the same figures as bars and lines]({PICTURE})\n"

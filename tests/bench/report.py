@@ -115,12 +115,12 @@ def doubts(run: Run) -> Iterator[str]:
 def _spread(found: Spread | None) -> str:
     if found is None or math.isnan(found.median):
         return ""
-    if found.values == 1 or _number(found.least) == _number(found.most):
-        return _number(found.median)
-    return f"{_number(found.median)} ({_number(found.least)}–{_number(found.most)})"
+    if found.values == 1 or number(found.least) == number(found.most):
+        return number(found.median)
+    return f"{number(found.median)} ({number(found.least)}–{number(found.most)})"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three digits that mean something."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
