@@ -68,11 +68,12 @@ class CommandReader:
                 bad_topic = None
             case problem:
                 name, id, bad_topic = _MALFORMED_EVENT, None, f"topic: {problem}"
-        event = self._catalog[name]
+        event, properties = self._catalog[name], dict(reversed(message.user_properties))  # the first of a name counts
         args, payload, bad_payload = self._payload(event, message)
-        timeout_s, bad_timeout = self._ack_timeout_s(event, message)
-        named, bad_id = self._id(id, message)
-        answer, bad_answer = self._answer(self._topics.acks(serial, name, id), message)
+        timeout_s, bad_timeout = self._ack_timeout_s(event, properties.get("ack-timeout-ms"))
+        named, bad_id = self._id(properties.get("id") if id is None else id)
+        acks = self._topics.acks(serial, name, id)
+        answer, bad_answer = self._answer(acks, message, properties.get("traceparent"))
         return Command(
             id=named,
             event=event,
@@ -88,16 +89,14 @@ class CommandReader:
             expires_in_broker=message.expiry_s is not None,
         )
 
-    def _id(self, in_topic: str | None, message: Message) -> tuple[str, str | None]:
-        id = _property(message, "id") if in_topic is None else in_topic
+    def _id(self, id: str | None) -> tuple[str, str | None]:
         if id is None:
             return self._new_id(), None
         if not is_id(id):
             return self._new_id(), f"id: expected 1 to {MAX_NAME_BYTES} bytes without control characters"
         return id, None
 
-    def _answer(self, acks: str, message: Message) -> tuple[Answer, str | None]:
-        traceparent = _property(message, "traceparent")
+    def _answer(self, acks: str, message: Message, traceparent: str | None) -> tuple[Answer, str | None]:
         if traceparent is not None and not _TRACEPARENT.fullmatch(traceparent):
             traceparent = None
         topic, problem = message.response_topic, None
@@ -105,9 +104,8 @@ class CommandReader:
             topic, problem = None, "Response Topic is not allowed"
         return Answer(acks, topic, message.correlation, traceparent), problem
 
-    def _ack_timeout_s(self, event: Event, message: Message) -> tuple[float, str | None]:
+    def _ack_timeout_s(self, event: Event, text: str | None) -> tuple[float, str | None]:
         usual = self._policy.ack_timeout_s if event.ack_timeout_s is None else event.ack_timeout_s
-        text = _property(message, "ack-timeout-ms")
         if text is None:
             return usual, None
         if text.isascii() and text.isdecimal() and len(text) <= 7 and 0 < int(text) <= MAX_ACK_TIMEOUT_MS:

@@ -108,7 +108,7 @@ def doubts(run: Run) -> Iterator[str]:
     if found is not None and found.most > NOISY:
         yield (
             f"Others used this machine meanwhile: {found.median:.0%} of its CPU in the median of the measurements, "
-            f"{found.most:.0%} at most. Latencies and rates suffer; CPU per command hardly does."
+            f"{found.most:.0%} at most. All figures suffer, latencies and rates most; only ratios say something."
         )
 
 
