@@ -11,6 +11,7 @@ import random
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from math import ceil
 from time import monotonic
 from typing import Any, Final
 
@@ -39,6 +40,7 @@ from gateway.mqtt.session import SESSION_TAKEN_OVER, MqttSession
 __all__ = ["Backoff", "Down", "Link", "LinkEvent", "LinkOwner", "Refused", "Unavailable"]
 
 TIMER_GRAIN_S: Final = 0.001  # uvloop's timers round to milliseconds: one that is early would only be set again
+TOGETHER_S: Final = 0.25  # links that are due within it wake at one time, and wake the broker once
 
 
 class Link:
@@ -334,10 +336,11 @@ class Link:
                 self._owner.link_event(event)
 
     def _arm(self) -> None:
-        """Wake at the deadline of the session; as that only moves later, no write needs to re-arm."""
+        """Wake soon after the deadline of the session; as that only moves later, no write needs to re-arm."""
         deadline = self._session.deadline
         if deadline is not None and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(deadline + TIMER_GRAIN_S, self._tick)
+            together = ceil(deadline / TOGETHER_S) * TOGETHER_S
+            self._timer = asyncio.get_running_loop().call_at(together + TIMER_GRAIN_S, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
