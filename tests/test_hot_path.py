@@ -27,6 +27,7 @@ from gateway.brokers import BrokerUnavailable, LocalBroker, local_broker
 from gateway.config import resolve
 from gateway.engine.websocket import WebSocket
 from gateway.mqtt.connection import Connection
+from gateway.mqtt.link import TIMER_GRAIN_S, TOGETHER_S, Link
 from tests.bench.contenders import UNLIMITED, Running, Timers
 from tests.bench.fleet import PAYLOAD, Fleet, connect_service
 from tests.bench.workloads import ROOM_PAYLOAD, Commands, Events, room_events
@@ -169,6 +170,15 @@ async def test_a_command_takes_no_task_and_one_write_each_way(world: World, coun
     }
 
 
+async def test_a_connect_takes_three_writes_to_the_device_and_two_to_the_broker(world: World, counts: Counts) -> None:
+    await world.fleet.connect(1)
+    counts.begin()
+    await world.fleet.connect(11)
+    assert counts["writes to devices"] == 3 * 10  # the answer to the handshake with OPEN; CONNECT; auth:ok
+    assert counts["writes to the broker"] == 2 * 10  # CONNECT with SUBSCRIBE; presence
+    assert counts["ConnectPacket"] == counts["SubscribePacket"] == counts["PublishPacket"] == 10
+
+
 async def test_an_event_of_a_device_takes_no_task_and_one_write(world: World, counts: Counts) -> None:
     await world.fleet.connect(10)
     await world.events(20)
@@ -224,6 +234,16 @@ async def test_an_idle_device_takes_no_task_and_little_memory(world: World) -> N
     assert taken.tasks == 0
     assert taken.timers < 3  # the keep-alive; a timer of a command that is done may still stand
     assert taken.bytes < IDLE_BYTES
+
+
+async def test_links_wake_together(world: World) -> None:
+    """A wake-up for a keep-alive costs more than the keep-alive, here and in the broker."""
+    await world.fleet.connect(10)
+    loop: Any = asyncio.get_running_loop()
+    wakes = [timer.when() for timer in loop._scheduled if getattr(timer._callback, "__func__", None) is Link._tick]
+    assert len(wakes) == 11  # of the devices, and the node's own
+    turns = [(at - TIMER_GRAIN_S) / TOGETHER_S for at in wakes]
+    assert turns == pytest.approx([round(turn) for turn in turns], abs=1e-3)
 
 
 def idle() -> dict[str, int]:
