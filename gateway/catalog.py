@@ -146,6 +146,11 @@ class Catalog:
         harmful = name not in self._repeatable
         return Event(name, "", "not in the catalogue", ANYTHING, ack=None, at_most_once=harmful)
 
+    def is_relayed(self, name: str) -> bool:
+        """Whether an event that a device emits goes to the other sockets in the room of its serial, too."""
+        known = self._events.get(name)
+        return known is not None and known.from_device and known.room
+
     def refusal(self, name: str) -> str | None:
         """Why an event of this name is not taken, from a service or a device; None if it is."""
         if name in RESERVED:

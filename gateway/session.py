@@ -208,8 +208,7 @@ class DeviceSession:
             self._next_question += 1
             self._questions[question] = (fact.ack_id, now + self._limits.reply_timeout_s)
         self._effects.append(f.Publish(message, droppable=True))
-        event = self._catalog[fact.event]
-        if event.from_device and event.room:
+        if self._catalog.is_relayed(fact.event):
             self._effects.append(f.Relay(fact.socket, self._serial, fact.event, message))
 
     def _refuse(self, fact: f.Emitted, problem: str) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 START_S: Final = 1.0  # py-spy reads the symbols of the process first
 PER_S: Final = 250
-LINES: Final = 90
+LINES: Final = 25
 OURS: Final = "(gateway/"
 
 
