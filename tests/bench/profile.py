@@ -13,6 +13,7 @@ START_S: Final = 1.0  # py-spy reads the symbols of the process first
 PER_S: Final = 250
 LINES: Final = 25
 OURS: Final = "(gateway/"
+WATCHDOG: Final = "Pulse._watch"  # a thread that waits; py-spy takes it for one that works
 
 
 @asynccontextmanager
@@ -43,6 +44,8 @@ def tables(folded: Iterable[str]) -> str:
     inclusive: Counter[str] = Counter()
     for line in folded:
         stack, _, count = line.rpartition(" ")
+        if WATCHDOG in stack:
+            continue
         functions = [_without_line(frame) for frame in stack.split(";")]
         own[functions[-1]] += int(count)
         for function in set(functions):
