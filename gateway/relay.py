@@ -86,6 +86,7 @@ class Relay:
         self._relayed = relayed
         self._siblings = siblings
         self._under_way = 0
+        self._closed = False
         self._clients: dict[Path | None, ClientSession] = {}  # by the unix socket that one connects to
 
     def new_sid(self) -> str:
@@ -111,7 +112,7 @@ class Relay:
         if sibling is None and SIGNATURE in request.headers:
             return None
         url = _SIBLING_URL if sibling is not None else self._peers.get(tag)
-        if url is None:
+        if url is None or self._closed:
             self._relayed("gone")
             return None
         if self._under_way >= self._max_requests:
@@ -128,7 +129,8 @@ class Relay:
             self._under_way -= 1
 
     async def close(self) -> None:
-        """Drop the connections to other nodes."""
+        """Drop the connections to other nodes; what still comes on a connection to us is answered as unknown."""
+        self._closed = True
         for client in self._clients.values():
             await client.close()
 

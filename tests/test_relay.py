@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from gateway.app import _relay
 from gateway.config import Config
@@ -39,3 +40,15 @@ def test_a_session_id_names_its_node_and_nothing_else() -> None:
     assert one != two
     assert one.rpartition(".")[0] == two.rpartition(".")[0] == tag_of(Config().node)
     assert Config().node not in one
+
+
+async def test_a_node_that_stops_answers_what_still_comes_as_unknown(unused_tcp_port: int) -> None:
+    """A proxy keeps its connections, and sends polls of other nodes' sessions until the last one is closed."""
+    said: list[str] = []
+    peers = {tag_of("gw-2"): f"http://127.0.0.1:{unused_tcp_port}"}
+    relay = Relay("gw-1", SECRET.encode(), peers, max_requests=1, max_bytes=100, poll_s=20.0, relayed=said.append)
+    poll = make_mocked_request("GET", "/socket/socket.io/?transport=polling")
+    assert await relay.serve(poll, f"{tag_of('gw-2')}.sid") is None
+    await relay.close()
+    assert await relay.serve(poll, f"{tag_of('gw-2')}.sid") is None
+    assert said == ["failed", "gone"]
