@@ -173,13 +173,21 @@ class Device:
         if not self.online and self._park is None and self.link is not None:
             self._park = self._loop.call_later(self._around.links.session_s, self._leave)
 
-    def adopt(self, presence: Presence) -> None:
+    def adopt(self) -> None:
         """An earlier life of this node had the device: hold its commands as if it had just gone away."""
         self.used = True
-        if presence.online or presence.since is None:  # the Will is not sent for a session that goes on
-            self.handle(f.Adopted(now_rfc3339()))
         self._park = self._loop.call_later(self._around.links.session_s, self._leave)
         self.open()
+
+    def adopted(self, presence: Presence) -> None:
+        """Nobody else had it when it was adopted: say that it is away where `presence`, the last word, does not."""
+        if presence.online or presence.since is None:  # the Will is not sent for a session that goes on
+            self.handle(f.Adopted(now_rfc3339()))
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing has been said of the device in this life of the node, and nobody is being admitted to it."""
+        return not self._session.announced and not self.claims
 
     @property
     def floods(self) -> bool:

@@ -23,6 +23,7 @@ FLAP_WINDOW_S: Final = 60.0
 FLAP_WAIT_MAX_S: Final = 30.0
 FLAPS_REMEMBERED: Final = 1024
 ADOPT_PAUSE_S: Final = 0.002  # 500 links a second: a broker that starts has more to do
+HEARD_WITHIN_S: Final = 0.5  # a presence that the broker had before it had our CONNECT; the other asks in 1 to 2 s
 DRAIN_PAUSE_S: Final = 0.005  # at most 200 devices a second look for another node
 
 
@@ -110,13 +111,30 @@ class Devices:
         Args:
             orphans: by serial; those that come to another node meanwhile are removed from it.
         """
+        loop = asyncio.get_running_loop()
         for serial in tuple(orphans):
             presence = orphans.get(serial)
             known = self._authenticator is not None and self._authenticator.knows(serial)
             if presence is not None and known and serial not in self._devices and not self.full:
                 device = self._devices[serial] = Device(serial, self._credentials, self._around, self._forget)
-                device.adopt(presence)
+                device.adopt()
+                loop.call_later(HEARD_WITHIN_S, self._adopted, device, orphans)
                 await asyncio.sleep(ADOPT_PAUSE_S)
+        await asyncio.sleep(HEARD_WITHIN_S)
+
+    def _adopted(self, device: Device, orphans: dict[str, Presence]) -> None:
+        """Say that a device is here, or let it go in silence if it had come to another node before its link was opened.
+
+        That has cut the other's link, whose node has the device again when it sees that nobody else speaks for it.
+        """
+        presence = orphans.get(device.serial)
+        if device.link is None or not device.silent:
+            return
+        if presence is not None:
+            device.adopted(presence)
+        else:
+            log.info("not adopted: another node has it", extra={"serial": device.serial})
+            self._forget(device)
 
     async def drain(self, drain_s: float) -> None:
         """Let every device go, spread over time, each when its acks are in; the broker keeps the sessions."""

@@ -60,6 +60,11 @@ class DeviceSession:
         return self._confirmed
 
     @property
+    def announced(self) -> bool:
+        """Whether anything was said of the device."""
+        return self._presence is not None
+
+    @property
     def open_commands(self) -> int:
         """How many commands have no final outcome yet."""
         return len(self._deliveries)

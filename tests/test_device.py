@@ -48,9 +48,10 @@ class Quiet:
         return lambda *_, **__: None
 
 
-def make(sockets: Sockets, replays: Pace) -> Device:
-    links = LinkSettings(BrokerUrl(host="127.0.0.1", port=1), None, Backoff(1, 1), 1.0, 60, 60, 128, 5)
-    around = Surroundings(
+def surroundings(sockets: Sockets, replays: Pace, port: int = 1) -> Surroundings:
+    """Those of a node gw-1 whose broker is at a port of this machine."""
+    links = LinkSettings(BrokerUrl(host="127.0.0.1", port=port), None, Backoff(1, 1), 1.0, 60, 60, 128, 5)
+    return Surroundings(
         life=Life("gw-1", "2026"),
         topics=TOPICS,
         catalog=CATALOG,
@@ -64,7 +65,10 @@ def make(sockets: Sockets, replays: Pace) -> Device:
         node_link=Quiet(),
         metrics=Metrics(),
     )
-    return Device("AC1", Credentials(), around, lambda _: None)
+
+
+def make(sockets: Sockets, replays: Pace) -> Device:
+    return Device("AC1", Credentials(), surroundings(sockets, replays), lambda _: None)
 
 
 def hold(device: Device) -> None:

@@ -8,11 +8,17 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
+from gateway import devices
+from gateway.auth import OpenAuthenticator
 from gateway.brokers import LocalBroker
+from gateway.limits import Pace
+from gateway.mqtt import Credentials
+from gateway.topics import Presence
 from tests.clients.install import HERE, installed, program
 from tests.e2e.cutter import Cutter
 from tests.e2e.test_auth import registry
 from tests.e2e.world import WAIT_S, Device, Node, Service, device, gateway, service
+from tests.test_device import Sockets, surroundings
 
 __all__ = ["registry"]
 
@@ -94,6 +100,32 @@ async def test_a_broker_that_restarts_leaves_devices_where_they_are(
                 await plate.expect("media_stop")
                 assert (await api.outcome(f"devices/{serial}/acks/media_stop"))["status"] == "acked"
                 assert not plate.gone.is_set()
+
+
+async def test_a_device_that_comes_elsewhere_while_it_is_adopted_stays_there(
+    broker: LocalBroker, api: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link that adopts it cuts the other's; its presence, which is heard a moment later, settles it."""
+    monkeypatch.setattr(devices, "HEARD_WITHIN_S", 2.0)
+    async with gateway(broker.url, "--node", "gw-2") as two, device(two, "AC1") as plate:
+        await api.presence("AC1", online=True)
+        around = surroundings(Sockets(), Pace(1.0), int(broker.url.rpartition(":")[2]))
+        adopter = devices.Devices(around, OpenAuthenticator(), Credentials(), 2)
+        orphans = dict.fromkeys(("AC1", "AC2"), Presence(False, "gw-1", reason="gateway-lost"))
+        adopting = asyncio.create_task(adopter.adopt(orphans))
+        while len(adopter) < 2:  # noqa: ASYNC110 - it tells nobody how far it is
+            await asyncio.sleep(0)
+        for orphan in adopter:
+            assert await orphan.ready()
+        del orphans["AC1"]
+        await adopting
+        assert [adopted.serial for adopted in adopter] == ["AC2"]
+        assert (await api.presence("AC2", online=False))["node"] == "gw-1"
+        await api.send("devices/AC1/commands/media_stop", {"stop": True})
+        await plate.expect("media_stop")
+        assert (await api.outcome("devices/AC1/acks/media_stop"))["node"] == "gw-2"
+        assert not plate.gone.is_set()
+        await adopter.drain(0)
 
 
 async def test_a_wrong_key_never_gets_in_with_a_right_one(registry: LocalBroker) -> None:
