@@ -1,6 +1,6 @@
 """Those who live through the chaos: devices, a service, and nodes that go down and come up again.
 
-Each writes down what happened to it; what that means is judged in `test_chaos`.
+Each writes down what happened to it; what that means is judged in `chaos_tally`.
 """
 
 import asyncio
@@ -49,6 +49,15 @@ class Reception(msgspec.Struct, frozen=True):
     stay: int
 
 
+class Stay(msgspec.Struct):
+    """A connection of a device to a node, and when that welcomed it as the device, if ever."""
+
+    at: float
+    node: str
+    life: int
+    welcomed_at: float = math.inf
+
+
 class Command(msgspec.Struct):
     """A command, and what became of it; ids grow in the order of publication."""
 
@@ -74,18 +83,23 @@ class Command(msgspec.Struct):
 class Box:
     """A machine that runs a node of this name, one life after another."""
 
-    def __init__(self, name: str, broker_url: str, environ: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, broker_url: str, environ: dict[str, str], *, port: int = 0, admin_port: int = 0
+    ) -> None:
+        """Each life listens on the same ports, if they are given."""
         self.name = name
         self.node: Node | None = None
         self.life = 0
         self._broker_url = broker_url
+        self._flags = ("--node", name, "--admin", f"127.0.0.1:{admin_port}")
+        self._listen = f"127.0.0.1:{port}"
         self._environ = environ
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
-        context = gateway(self._broker_url, "--node", self.name, environ=self._environ)
+        context = gateway(self._broker_url, *self._flags, listen=self._listen, environ=self._environ)
+        self.life += 1  # it may be heard of before it is known to have started
         self.node = await self._stack.enter_async_context(context)
-        self.life += 1
 
     async def end(self, *, kill: bool = False) -> None:
         """End this life; that its log has no errors is asserted."""
@@ -117,7 +131,7 @@ class Plate:
     Attributes:
         home: where it is authenticated; None while it is not.
         received: the ids of commands, in the order of receipt.
-        stays: every authentication: when, on which node, in which of its lives.
+        stays: every connection.
         orderly: it acks everything at once.
     """
 
@@ -127,7 +141,7 @@ class Plate:
         self.serial = serial
         self.home: Box | None = None
         self.received: list[int] = []
-        self.stays: list[tuple[float, str, int]] = []
+        self.stays: list[Stay] = []
         self.resets = self.hops = 0
         self.orderly = False
         self._http = http
@@ -209,7 +223,7 @@ class Plate:
         if text.startswith("0"):
             await web.send_str("40")
         elif text.startswith("40"):
-            self.stays.append((time.monotonic(), box.name, box.life))
+            self.stays.append(Stay(time.monotonic(), box.name, box.life))
             signature = base64.b64encode(f"{self.serial}:key".encode()).decode()
             await web.send_str(f"42{json.dumps(['authentication', {'signature': signature}])}")
         elif text == "2":
@@ -226,18 +240,17 @@ class Plate:
 
     def _welcomed(self, box: Box) -> None:
         self.home = box
+        self.stays[-1].welcomed_at = time.monotonic()
         self._service.stir.set()
         if self._stale is not None:
             self._spawn(self._close(self._stale))
             self._stale = None
 
     async def _answer(self, web: aiohttp.ClientWebSocketResponse, ack: str) -> None:
-        """Ack at once, slowly, after the timeout, or never."""
-        kind = 0.0 if self.orderly else self._random.random()
-        if kind < 0.85:
+        delay_s = ack_delay_s(self._random, orderly=self.orderly)
+        if delay_s == 0:
             await web.send_str(ack)
-        elif kind < 0.98:
-            delay_s = self._random.uniform(0.1, 1.0) if kind < 0.95 else self._random.uniform(2.5, 4.0)
+        elif delay_s is not None:
             self._spawn(self._ack_later(web, ack, delay_s))
 
     async def _ack_later(self, web: aiohttp.ClientWebSocketResponse, ack: str, delay_s: float) -> None:
@@ -265,6 +278,7 @@ class Dispatcher:
     def __init__(self, broker_url: str, boxes: list[Box]) -> None:
         self.commands: dict[int, Command] = {}
         self.last: dict[str, Command] = {}  # of each device
+        self.now_or_never: dict[tuple[str, int], set[int]] = {}  # QoS 0 without an outcome, by serial and stay
         self.connected = asyncio.Event()
         self.stir = asyncio.Event()  # set whenever something happened
         self._url = urlsplit(broker_url)
@@ -315,14 +329,30 @@ class Dispatcher:
 
     def received(self, reception: Reception) -> None:
         """A device received a command."""
-        self.commands[reception.id].receptions.append(reception)
+        command = self.commands[reception.id]
+        command.receptions.append(reception)
+        if not command.qos:
+            self.now_or_never.setdefault((command.serial, reception.stay), set()).add(command.id)
         self.stir.set()
 
     def _outcome(self, body: dict[str, Any]) -> None:
         box = self._boxes[body["node"]]
         outcome = Outcome(time.monotonic(), body["status"], body["final"], body["late"], box.name, box.life)
-        self.commands[int(body["id"])].outcomes.append(outcome)
+        command = self.commands[int(body["id"])]
+        command.outcomes.append(outcome)
+        if outcome.final and not command.qos and command.receptions:
+            self.now_or_never[command.serial, command.receptions[-1].stay].discard(command.id)
         self.stir.set()
+
+
+def ack_delay_s(dice: random.Random, *, orderly: bool) -> float | None:
+    """When a device acks: at once (0), as it does always if it is orderly, slowly, after the timeout, or never."""
+    kind = 0.0 if orderly else dice.random()
+    if kind < 0.85:
+        return 0.0
+    if kind < 0.95:
+        return dice.uniform(0.1, 1.0)
+    return dice.uniform(2.5, 4.0) if kind < 0.98 else None
 
 
 def connection(url: str, identifier: str) -> aiomqtt.Client:
