@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from gateway.brokers import LocalBroker
 from gateway.config import Config
@@ -19,6 +20,7 @@ from tests.clients.server import answering
 from tests.clients.test_matrix import CHECKS, run
 from tests.e2e.proxies import (
     DEPLOY,
+    NODE_FLAGS,
     Proxy,
     Upstream,
     haproxy,
@@ -42,6 +44,7 @@ def checked(command: tuple[str, ...]) -> "subprocess.CompletedProcess[str]":
 
 def test_nginx_takes_what_is_shipped(tmp_path: Path, unused_tcp_port: int) -> None:
     nodes = (DEPLOY / "nginx/nodes.conf").read_text("utf-8")
+    assert set(re.findall(r"(?m)^server \S+ (.*);$", nodes)) == {NODE_FLAGS}
     write_nginx(tmp_path, nginx_listen(tmp_path, unused_tcp_port), nodes)
     done = checked(nginx_command(tmp_path, "-t"))
     assert (done.returncode, re.findall("warn|emerg", done.stderr)) == (0, []), done.stderr
@@ -115,6 +118,33 @@ async def test_a_node_that_is_gone_or_does_not_answer_is_passed_over(
     async with proxy(tmp_path, front, [Upstream(closed), origins[0]]) as url, aiohttp.ClientSession(url) as client:
         for _ in range(20):
             assert (await client.get(f"{PATH}/?EIO=4&transport=polling")).status == 200
+
+
+@proxies
+async def test_nodes_that_were_all_gone_get_devices_as_soon_as_they_are_back(
+    proxy: Proxy, tmp_path: Path, unused_tcp_port_factory: Callable[[], int]
+) -> None:
+    """WebSockets never end: a proxy must not wait for the first to end before it sends the next."""
+    front, back, closed = (unused_tcp_port_factory() for _ in range(3))
+    address = f"{PATH}/?EIO=4&transport=websocket"
+
+    async def stay(request: web.BaseRequest) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.receive()
+        return socket
+
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(proxy(tmp_path, front, [Upstream(back), Upstream(closed)]))
+        client = await stack.enter_async_context(aiohttp.ClientSession(url))
+        for _ in range(10):
+            assert (await client.get(address)).status in (502, 503)
+        runner = web.ServerRunner(web.Server(stay))
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, "127.0.0.1", back).start()
+        for _ in range(10):
+            await stack.enter_async_context(client.ws_connect(address))
 
 
 @proxies

@@ -14,6 +14,7 @@ from tests.clients.install import program
 from tests.e2e.world import WAIT_S
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
+NODE_FLAGS = "max_fails=0"  # as in the nodes.conf that is shipped; a test compares them
 TEMPORARY = "\n".join(
     f"{name}_temp_path {{0}}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 )
@@ -38,7 +39,7 @@ class Proxy(Protocol):
 async def nginx(directory: Path, port: int, nodes: Sequence[Upstream], *, tls: bool = False) -> AsyncIterator[str]:
     """See `Proxy`."""
     listen = nginx_listen(directory, port) if tls else f"listen {port};"
-    write_nginx(directory, listen, "\n".join(f"server 127.0.0.1:{node.port};" for node in nodes))
+    write_nginx(directory, listen, "\n".join(f"server 127.0.0.1:{node.port} {NODE_FLAGS};" for node in nodes))
     async with running_nginx(directory, port):
         yield f"{'https' if tls else 'http'}://127.0.0.1:{port}"
 
