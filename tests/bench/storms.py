@@ -47,12 +47,12 @@ class Watched:
     def __init__(self, process: Process, devices: str, admin: str, http: aiohttp.ClientSession) -> None:
         self.process = process
         self.url = devices
-        self._metrics = f"{admin}/metrics"
+        self.admin = admin
         self._http = http
 
     async def metric(self, series: str) -> float:
         """The value of one series."""
-        async with self._http.get(self._metrics) as answer:
+        async with self._http.get(f"{self.admin}/metrics") as answer:
             lines = (await answer.text()).splitlines()
         return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{series} "))
 
