@@ -14,7 +14,6 @@ import hashlib
 import hmac
 import logging
 import secrets
-import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -188,7 +187,7 @@ class Relay:
 
 def _came_by_unix_socket(request: web.Request) -> bool:
     transport = request.transport
-    return transport is not None and transport.get_extra_info("socket").family == socket.AF_UNIX
+    return transport is not None and isinstance(transport.get_extra_info("sockname"), str)  # otherwise it is a tuple
 
 
 Peer = web.WebSocketResponse | ClientWebSocketResponse
