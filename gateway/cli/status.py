@@ -37,9 +37,8 @@ def status(admin: str | None, url: str, prefix: str, as_json: bool) -> None:
     """Print how the nodes are.
 
     The broker retains what each node last said of itself, with numbers that are up to 5 s old, and that it is gone
-    if it went without a goodbye. With
-    --admin one node is asked whether it is ready, and if not why, and for its numbers; if its pages want a token,
-    that is read from the variable that GATEWAY_ADMIN_TOKEN_ENV names.
+    if it went without a goodbye. With --admin one node is asked whether it is ready, and if not why, and for its
+    numbers; if its pages want a token, that is read from the variable that GATEWAY_ADMIN_TOKEN_ENV names.
 
     Exit status 0 if there is a node and all are well, 1 if not, 2 if nobody can be asked.
 

@@ -80,7 +80,10 @@ class Tally:
         handed = bool(command.receptions) or (command.confirmed_at is not None and not command.at_most_once)
         if command.finals or not handed:
             return
-        last = max([command.published_at, *(reception.at for reception in command.receptions)])
+        killed = {(name, life): at for at, name, life in self._world.ends if at in self._world.node_kills}
+        # A device may read a moment after the kill what the node had written before it.
+        emitted = (min(got.at, killed.get((got.node, got.life), got.at)) for got in command.receptions)
+        last = max([command.published_at, *emitted])
         kills = [
             *(kill - UNSAVED_S for kill in self._world.broker_kills),
             *(at for at in self._world.node_kills if command.at_most_once),
