@@ -15,6 +15,7 @@ COLOURS: Final = {
     "naive": "#999999",
     "mqtt": "#56b4e9",
     "baseline": "#cc79a7",
+    "workers": "#009e73",
 }  # Okabe and Ito
 BARS: Final = ("command_us", "event_us", "room_us", "connect_us", "memory_kb", "heartbeat_us")
 RATE: Final = 2_000
