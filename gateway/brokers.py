@@ -170,7 +170,7 @@ def mosquitto_config(overrides: Mapping[str, str | None]) -> str:
 
 
 async def _mosquitto(binary: str, directory: Path, overrides: Mapping[str, str | None]) -> Launch:
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     config = directory / "mosquitto.conf"
     local = {
         "listener": f"{port} 127.0.0.1",
@@ -189,7 +189,7 @@ async def _mosquitto(binary: str, directory: Path, overrides: Mapping[str, str |
 
 
 def _embedded(version: str, directory: Path) -> Launch:
-    port, port_v311 = _free_ports(2)
+    port, port_v311 = free_ports(2)
     config = directory / "rumqttd.toml"
     config.write_text(_rumqttd_config(port, port_v311), "utf-8")
     # -P: a directory `iotcore` where we were started must not stand in for the package.
@@ -225,7 +225,7 @@ def _rumqttd_config(port: int, port_v311: int) -> str:
     return "".join([router, *listeners])
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports of 127.0.0.1 that are free now, all different."""
     with ExitStack() as stack:
         servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]

@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from asyncio.subprocess import DEVNULL
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+from gateway.brokers import free_ports
 from tests.bench.results import BASELINE
 from tests.bench.usage import tree
 
@@ -155,7 +155,7 @@ async def running(contender: Contender, mqtt: str, timers: Timers, log: Path) ->
     if contender.command is None:
         yield Running(None, int(urlsplit(mqtt).port or 1883))
         return
-    port = _free_port()
+    (port,) = free_ports(1)
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *contender.command(port, mqtt, timers),
@@ -188,9 +188,3 @@ async def _listens(process: asyncio.subprocess.Process, port: int, log: Path, st
                     return
                 await asyncio.sleep(POLL_S)
     raise Unusable(f"does not start: {log.read_text(errors='replace')[-500:]}")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port

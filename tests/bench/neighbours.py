@@ -8,7 +8,6 @@ and the broker: times are upper bounds.
 
 import asyncio
 import json
-import socket
 import tempfile
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ import click
 import msgspec
 import uvloop
 
+from gateway.brokers import free_ports
 from gateway.client import Fleet
 from gateway.simulate.fleet import SimulatedFleet, cast
 from gateway.simulate.profiles import PROFILES
@@ -84,15 +84,6 @@ async def all_back(fleet: SimulatedFleet) -> float:
             await asyncio.sleep(0.001)
         await fleet.online()
     return time.perf_counter() - began
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [it.getsockname()[1] for it in sockets]
-    for it in sockets:
-        it.close()
-    return ports
 
 
 async def measure(devices: int, neighbours: int, settings: Mapping[str, str] | None = None) -> Figures:

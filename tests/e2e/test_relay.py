@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -50,6 +50,17 @@ async def plate(client: str, url: str, mode: str, serial: str) -> Process:
     return await asyncio.create_subprocess_exec(*command, cwd=HERE, stdin=PIPE)
 
 
+@asynccontextmanager
+async def plates(url: str, modes: Mapping[str, tuple[str, str]]) -> AsyncIterator[None]:
+    """Devices by their serials, each of a client in a mode, while this is entered."""
+    async with AsyncExitStack() as stack:
+        for serial, (client, mode) in modes.items():
+            process = await plate(client, url, mode, serial)
+            stack.push_async_callback(process.wait)
+            stack.callback(process.kill)
+        yield
+
+
 async def relayed(nodes: dict[str, Node], what: str) -> float:
     return sum([await node.metric("gateway_relayed_total", what=what) for node in nodes.values()])
 
@@ -67,19 +78,15 @@ async def test_every_client_works_without_sticky_sessions(
     broker: LocalBroker, api: Service, tmp_path: Path, unused_tcp_port_factory: Callable[[], int], proxy: Proxy
 ) -> None:
     async with fleet(broker, tmp_path, unused_tcp_port_factory, proxy) as (url, nodes):
-        plates = [await plate(client, url, mode, f"{client}-{mode}") for client, mode in CLIENTS]
-        try:
-            for client, mode in CLIENTS:
-                await api.presence(f"{client}-{mode}", online=True)
+        serials = {f"{client}-{mode}": (client, mode) for client, mode in CLIENTS}
+        async with plates(url, serials):
+            for serial in serials:
+                await api.presence(serial, online=True)
             for number in range(3):
-                for client, mode in CLIENTS:
-                    await command(api, f"{client}-{mode}", number)
+                for serial in serials:
+                    await command(api, serial, number)
             assert await relayed(nodes, "poll") > len(CLIENTS)
             assert await relayed(nodes, "failed") == 0
-        finally:
-            for process in plates:
-                process.kill()
-                await process.wait()
 
 
 async def test_a_node_that_is_gone_sends_its_devices_to_another_at_once(

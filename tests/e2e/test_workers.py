@@ -21,7 +21,7 @@ from gateway.config import Log, resolve
 from gateway.relay import tag_of
 from gateway.supervisor import Supervisor, reserved
 from tests.e2e.proxies import Upstream, nginx
-from tests.e2e.test_relay import CLIENTS, SECRET, command, plate, relayed
+from tests.e2e.test_relay import CLIENTS, SECRET, command, plates, relayed
 from tests.e2e.world import PATH, WAIT_S, Node, Service, device, gateway, workers_of
 
 
@@ -51,19 +51,14 @@ async def until(node: Node, value: float, name: str, **labels: str) -> None:
 
 async def test_every_client_works_whatever_worker_its_requests_come_to(broker: LocalBroker, api: Service) -> None:
     async with workers(broker.url) as node:
-        plates = {f"{client}-{mode}": (client, mode) for client, mode in CLIENTS}
-        processes = [await plate(client, node.devices, mode, serial) for serial, (client, mode) in plates.items()]
-        try:
-            for serial in plates:
+        serials = {f"{client}-{mode}": (client, mode) for client, mode in CLIENTS}
+        async with plates(node.devices, serials):
+            for serial in serials:
                 await api.presence(serial, online=True)
-            owners = {await command(api, serial, number) for number in range(3) for serial in plates}
+            owners = {await command(api, serial, number) for number in range(3) for serial in serials}
             assert owners <= {"gw-1.1", "gw-1.2"}
             assert await relayed({"": node}, "poll") > 0
             assert await relayed({"": node}, "failed") == 0
-        finally:
-            for process in processes:
-                process.kill()
-                await process.wait()
 
 
 async def test_what_another_host_relays_reaches_the_right_worker(
@@ -78,21 +73,14 @@ async def test_what_another_host_relays_reaches_the_right_worker(
             host = workers(broker.url, node=name, listen=f"127.0.0.1:{port}", environ=environ)
             nodes[name] = await stack.enter_async_context(host)
         url = await stack.enter_async_context(nginx(tmp_path, ports[2], [Upstream(port) for port in ports[:2]]))
-        processes = [
-            await plate(client, url, "polling", f"{client}-{n}") for client in ("sio17", "sio48") for n in "12"
-        ]
-        try:
-            for client in ("sio17", "sio48"):
-                for n in "12":
-                    await api.presence(f"{client}-{n}", online=True)
-                    for number in range(3):
-                        await command(api, f"{client}-{n}", number)
+        serials = {f"{client}-{n}": (client, "polling") for client in ("sio17", "sio48") for n in "12"}
+        async with plates(url, serials):
+            for serial in serials:
+                await api.presence(serial, online=True)
+                for number in range(3):
+                    await command(api, serial, number)
             assert await relayed(nodes, "poll") > 0
             assert await relayed(nodes, "failed") == 0
-        finally:
-            for process in processes:
-                process.kill()
-                await process.wait()
 
 
 async def test_one_page_has_the_metrics_of_all_and_the_broker_knows_each(broker: LocalBroker, api: Service) -> None:
