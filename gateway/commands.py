@@ -15,6 +15,7 @@ from gateway.catalog import Args, Catalog, Event, ended_at
 from gateway.facts import Answer, Command, Replied
 from gateway.mqtt import Message
 from gateway.topics import BINARY_TYPE, MAX_NAME_BYTES, CommandTopic, ReplyTopic, RoomTopic, Topics, is_id
+from gateway.value import Value
 
 MAX_ACK_TIMEOUT_MS: Final = 3_600_000  # a command holds memory and an order until it is done
 # W3C Trace Context, 3.2: version (ff is none), trace id and parent id (all zeros are none), flags
@@ -22,7 +23,7 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-
 _MALFORMED_EVENT: Final = "-"  # the topic level of an outcome whose event cannot be named
 
 
-class Policy(msgspec.Struct, frozen=True):
+class Policy(Value, frozen=True):
     """What a command gets that does not say otherwise, and its largest payload."""
 
     ack_timeout_s: float = 10.0
@@ -30,7 +31,7 @@ class Policy(msgspec.Struct, frozen=True):
     max_payload_bytes: int = 1_000_000
 
 
-class RoomEvent(msgspec.Struct, frozen=True):
+class RoomEvent(Value, frozen=True):
     """What is to be emitted to every socket of a room."""
 
     room: str

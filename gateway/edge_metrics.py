@@ -216,7 +216,7 @@ class NodeMetrics(ProcessMetrics):
         self.ready = make.gauge("gateway_ready", "Whether /readyz says yes.")
         self.spans = make.counter("gateway_spans_total", "Spans.", result=("exported", "dropped"))
         info = make.gauge("gateway_build_info", "Always 1.", **{label: (value,) for label, value in build.items()})
-        info[tuple(build.values())].n = 1
+        info[tuple(build.values())].n = 1.0
 
 
 class SupervisorMetrics(ProcessMetrics):

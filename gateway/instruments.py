@@ -30,7 +30,7 @@ class Count:
     __slots__ = ("n",)
 
     def __init__(self) -> None:
-        self.n: float = 0
+        self.n: float = 0.0
 
 
 class Histogram:

@@ -1,9 +1,9 @@
 """What may be held, of one device and of all devices of a node together. Pure."""
 
-import msgspec
+from gateway.value import Value
 
 
-class Limits(msgspec.Struct, frozen=True):
+class Limits(Value, frozen=True):
     """What one device may hold; times in seconds."""
 
     max_attempts: int = 3

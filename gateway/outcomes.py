@@ -8,12 +8,13 @@ import msgspec
 from gateway import facts as f
 from gateway.mqtt import Message
 from gateway.topics import JSON_TYPE, Outcome
+from gateway.value import Value
 
 REMEMBERED: Final = 64  # outcomes and late emissions per device: what a broker may redeliver, a device ack late
 REFUSED: Final = 0x80  # reason codes of a PUBACK from here on are failures (MQTT 5, 2.4)
 
 
-class _Final(msgspec.Struct, frozen=True):
+class _Final(Value, frozen=True):
     """A final outcome; once the broker has it, the delivery is settled."""
 
     outcome: Outcome

@@ -8,7 +8,7 @@ import re
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
-import msgspec
+from gateway.value import Value
 
 FINAL_STATUSES: Final = ("acked", "nacked", "timeout", "lost", "offline", "expired", "rejected")  # of an Outcome
 STATUSES: Final = ("queued", *FINAL_STATUSES)
@@ -42,7 +42,7 @@ class BadName(ValueError):
     """A room, event or id that cannot be one topic level; the text says why."""
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Outcome(Value, frozen=True):
     """The result of a command, as published on the acks topic or the Response Topic (JSON)."""
 
     id: str
@@ -59,7 +59,7 @@ class Outcome(msgspec.Struct, frozen=True):
     late: bool = False
 
 
-class Client(msgspec.Struct, frozen=True):
+class Client(Value, frozen=True):
     """How a device is connected: Engine.IO generation, transport and the address it came from."""
 
     engine: int
@@ -67,14 +67,14 @@ class Client(msgspec.Struct, frozen=True):
     address: str
 
 
-class Life(msgspec.Struct, frozen=True):
+class Life(Value, frozen=True):
     """One life of a node: its name, and when it started (RFC 3339)."""
 
     node: str
     started: str
 
 
-class Presence(msgspec.Struct, frozen=True):
+class Presence(Value, frozen=True):
     """Whether a device is connected; retained on its presence topic and carried by its link's Will."""
 
     online: bool
@@ -95,7 +95,7 @@ class Presence(msgspec.Struct, frozen=True):
         return not (ours.since and self.since and self.since < ours.since)
 
 
-class NodeStatus(msgspec.Struct, frozen=True):
+class NodeStatus(Value, frozen=True):
     """What one node says of itself; retained on its status topic, `online: false` by its Will."""
 
     online: bool
@@ -107,7 +107,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     relay: str = ""  # URL at which other nodes reach its device port; empty: they do not
 
 
-class CommandTopic(msgspec.Struct, frozen=True):
+class CommandTopic(Value, frozen=True):
     """`devices/{serial}/commands/{event}[/{id}]`, decoded."""
 
     serial: str
@@ -115,7 +115,7 @@ class CommandTopic(msgspec.Struct, frozen=True):
     id: str | None
 
 
-class ReplyTopic(msgspec.Struct, frozen=True):
+class ReplyTopic(Value, frozen=True):
     """`devices/{serial}/replies/{event}/{id}`, decoded."""
 
     serial: str
@@ -123,7 +123,7 @@ class ReplyTopic(msgspec.Struct, frozen=True):
     id: str
 
 
-class RoomTopic(msgspec.Struct, frozen=True):
+class RoomTopic(Value, frozen=True):
     """`rooms/{room}/events/{event}`, decoded."""
 
     room: str

@@ -26,6 +26,7 @@ CORES = {
     "gateway.exposures",
     "gateway.proxies",
     "gateway.topics",
+    "gateway.value",
     "gateway.worker",
     "gateway.catalog",
     "gateway.payloads",

@@ -18,6 +18,8 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from gateway.value import Value
+
 OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = KINDS = "0123456"
 
 MAX_PACKETS: Final = 16_384  # of one payload: bounds what a body of three-byte packets can make of 1 MB
@@ -37,7 +39,7 @@ class Packet(NamedTuple):
     data: str | bytes = ""
 
 
-class Generation(msgspec.Struct, frozen=True):
+class Generation(Value, frozen=True):
     """What differs on the wire; one value per generation, compared by identity."""
 
     revision: int

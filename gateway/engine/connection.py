@@ -8,9 +8,9 @@ not read. It must not wait for anything that the same device has yet to send, no
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from math import inf
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, Final, Protocol
 
 from gateway.admission import Refusal
 from gateway.engine.codec import Generation, Packet, decode_frame
@@ -269,18 +269,35 @@ class Connection:
         """Do what the session decided; what comes back is to be given to `settle`."""
         pending: Pending = None
         for effect in effects:
-            pending = self._HOW[type(effect)](self, effect) or pending
+            pending = self._carry_out(effect) or pending
         self._watch()
         return pending
+
+    def _carry_out(self, effect: Effect) -> Pending:
+        match effect:
+            case Write():
+                self._write(effect)
+            case Deliver():
+                return self._called(self._app.on_message, self, effect.data)
+            case Answer():
+                self._answer()
+            case WriteProbe():
+                self._write_probe(effect)
+            case Switch():
+                self._switch()
+            case DropProbe():
+                self._drop_probe()
+            case Closed():
+                self._closed(effect)
+            case Forget():
+                self._app.forget(self)
+        return None
 
     def _write(self, effect: Write) -> None:
         if self._socket is not None and not self._socket.write(effect.frame):
             self.close(CloseReason.SLOW)
 
-    def _deliver(self, effect: Deliver) -> Pending:
-        return self._called(self._app.on_message, self, effect.data)
-
-    def _answer(self, _: Answer) -> None:
+    def _answer(self) -> None:
         if self._poll is not None and not self._poll.done():
             self._poll.set_result(None)
 
@@ -288,11 +305,11 @@ class Connection:
         if self._probe is not None:
             self._probe.write(effect.frame)
 
-    def _switch(self, _: Switch) -> None:
+    def _switch(self) -> None:
         self._socket, self._probe = self._probe, None
         self._app.on_upgraded(self)
 
-    def _drop_probe(self, _: DropProbe) -> None:
+    def _drop_probe(self) -> None:
         probe, self._probe = self._probe, None
         if probe is not None:
             probe.close()
@@ -303,9 +320,6 @@ class Connection:
             unreachable = effect.reason in (CloseReason.SLOW, CloseReason.PING_TIMEOUT)
             socket.abort() if unreachable else socket.close()
         self._tell_closed()
-
-    def _forget(self, _: Forget) -> None:
-        self._app.forget(self)
 
     # -- the application's callbacks -------------------------------------------------------------------
 
@@ -353,14 +367,3 @@ class Connection:
         else:
             if pending is not None:
                 self._app.keep(pending)
-
-    _HOW: ClassVar[Mapping[type[Effect], Callable[["Connection", Any], Pending]]] = {
-        Write: _write,
-        Deliver: _deliver,
-        Answer: _answer,
-        WriteProbe: _write_probe,
-        Switch: _switch,
-        DropProbe: _drop_probe,
-        Closed: _closed,
-        Forget: _forget,
-    }

@@ -9,21 +9,20 @@ import asyncio
 import struct
 import zlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from aiohttp import WebSocketError, WSMessage, WSMsgType
-from aiohttp._websocket.reader import WebSocketDataQueue  # the parser takes no other sink
 from aiohttp.http import WebSocketReader, WSMessageTextBytes
 
 from gateway.engine.codec import Malformed, to_utf8
 from gateway.engine.effects import CloseReason
+from gateway.engine.inbox import Inbox
 from gateway.engine.options import EngineOptions
 
 FLUSH_WAIT_S: Final = 10.0  # for a peer to take what was written before a close
 GOODBYE: Final = 1000  # RFC 6455 7.4.1
 TOO_BIG: Final = 1009
 SYNC_TAIL: Final = b"\x00\x00\xff\xff"  # RFC 7692 7.2.1: not sent
-KEPT_BYTES: Final = 65_536  # of messages that wait, before the peer is not read
 # What has come at once, up to 256 KB, may be 40,000 frames: then one peer holds up all others.
 FRAMES_PER_TURN: Final = 8  # a quarter of a millisecond
 _TEXT, _BINARY, _CLOSE, _PONG, _FIN, _DEFLATED = 0x1, 0x2, 0x8, 0xA, 0x80, 0x40
@@ -62,33 +61,6 @@ class Hearer(Protocol):
         """See to it that `pending` is awaited."""
 
 
-class _Inbox(WebSocketDataQueue):
-    """Where the parser puts messages: handed over at once, or kept for the task that catches up."""
-
-    __slots__ = ("socket",)
-
-    def __init__(self, socket: "WebSocket", loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(socket, KEPT_BYTES, loop=loop)  # type: ignore[arg-type]  # it asks for reading to be paused
-        self.socket = socket
-
-    @property
-    def waits(self) -> bool:
-        """Whether a message does."""
-        return bool(self._buffer)
-
-    def feed_data(self, data: Any, size: int) -> None:
-        if self.socket.is_behind:
-            super().feed_data(data, size)
-        else:
-            self.socket.take(data)
-
-    def feed_eof(self) -> None:
-        """aiohttp's own connection is over, not this."""
-
-    def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
-        self.socket.fail(exc)
-
-
 class WebSocket(asyncio.Protocol):
     """A WebSocket that has been accepted. Writes never wait and never raise; `parser` is None once it has ended.
 
@@ -106,7 +78,7 @@ class WebSocket(asyncio.Protocol):
         self._head = head
         self._compress = compress
         self._deflate_over_bytes = options.deflate_websockets_over_bytes if compress else None
-        self._inbox: _Inbox | None = _Inbox(self, asyncio.get_running_loop())
+        self._inbox: Inbox | None = Inbox(self, asyncio.get_running_loop())
         max_bytes = options.max_payload_bytes + 1  # aiohttp refuses what is as long as this
         self.parser: WebSocketReader | None = WebSocketReader(self._inbox, max_bytes, bool(compress), True)
         self._hearer: Hearer | None = None
