@@ -56,7 +56,7 @@ async def test_a_node_shows_no_secret(broker: LocalBroker, tmp_path: Path) -> No
     secrets = [*SECRETS.values(), PASSWORD, DEVICE_KEY, WRONG_KEY, *signatures, token, token.rpartition(".")[2]]
     async with (
         service(broker.url, sees=("#",)) as api,
-        gateway(None, "--auth", f"file:{keys}", config=str(config), environ=environ) as node,
+        gateway(None, "--auth", f"file:{keys}", config=str(config), environ=environ, forked=False) as node,
     ):
         await use(node, token)
         await api.presence("AC1", online=False)

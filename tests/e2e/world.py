@@ -19,6 +19,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.e2e.forked import Forked, fork_gateway
+
 WAIT_S = 20.0  # for what must happen; a machine under load is slow
 PATH = "/socket/socket.io"
 
@@ -26,7 +28,7 @@ PATH = "/socket/socket.io"
 class Node:
     """A gateway process; `devices` and `admin` are its URLs."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process | Forked) -> None:
         self.process = process
         self.devices = self.admin = ""
         self.lines: list[dict[str, Any]] = []
@@ -85,6 +87,7 @@ async def gateway(
     errors: Collection[str] = (),
     await_ready: bool = True,
     debug: bool = True,
+    forked: bool = True,
 ) -> AsyncIterator[Node]:
     """Run `gateway serve` on free ports, with open authentication unless told otherwise.
 
@@ -94,11 +97,14 @@ async def gateway(
     mqtt = () if broker_url is None else ("--mqtt", broker_url)
     flags = ("--listen", listen, "--admin", "127.0.0.1:0", "--log-format", "json", *mqtt)
     auth = () if any(argument == "--auth" for argument in arguments) else ("--auth", "open")
-    command = (sys.executable, *(("-X", "dev") if debug else ()), "-m", "gateway", "serve", *flags, *auth, *arguments)
+    command = ("serve", *flags, *auth, *arguments, *(("--config", config) if config else ()))
     env = {**os.environ, "GATEWAY_ACCEPT": "anonymous-rooms", **(environ or {})}
-    process = await asyncio.create_subprocess_exec(
-        *command, *(("--config", config) if config else ()), stderr=PIPE, env=env
-    )
+    process: Process | Forked
+    if forked:
+        process = await fork_gateway(command, env, debug=debug)
+    else:
+        python = (sys.executable, *(("-X", "dev") if debug else ()), "-m", "gateway")
+        process = await asyncio.create_subprocess_exec(*python, *command, stderr=PIPE, env=env)
     node = Node(process)
     try:
         started = await node.logged("gateway started")
