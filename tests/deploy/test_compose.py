@@ -155,6 +155,7 @@ class Host:
         listen = ("--listen", self.addresses[f"{service}:8080"], "--admin", "127.0.0.1:0", "--log-format", "json")
         async with running(*gateway("serve", *listen), environ=self.environ(service), stderr=PIPE) as process:
             node = Node(process)
+            node.admin = (await node.logged("gateway started"))["admin"]
             await node.logged("gateway ready")
             yield node
             assert await node.end() == 0
@@ -199,9 +200,9 @@ async def test_the_stack_works(tmp_path: Path, unused_tcp_port_factory: Callable
         nodes = [await stack.enter_async_context(host.node(service)) for service in NODES]
         await stack.enter_async_context(host.proxy())
         fleet = shlex.split(host.here("simulate", shlex.join(SERVICES["simulate"]["command"])))
-        command = gateway(*fleet, "--seconds", "6", "--json")
+        devices = int(fleet[fleet.index("--devices") + 1])
         environ = host.environ("simulate")
-        playing = await stack.enter_async_context(running(*command, environ=environ, stdout=PIPE))
+        playing = await stack.enter_async_context(running(*gateway(*fleet, "--json"), environ=environ, stdout=PIPE))
         for node in nodes:
             await node.logged("device here")
         here = [asyncio.create_task(node.logged("device here", serial="SIM1")) for node in nodes]
@@ -212,6 +213,10 @@ async def test_the_stack_works(tmp_path: Path, unused_tcp_port_factory: Callable
         asked = await stack.enter_async_context(running(*gateway(*call), environ=host.environ("cli"), stdout=PIPE))
         answer, _ = await asyncio.wait_for(asked.communicate(), WAIT_S)
         assert json.loads(answer)["status"] == "acked"
+        async with asyncio.timeout(WAIT_S):
+            while sum([await node.metric("gateway_devices", presence="online") for node in nodes]) < devices:
+                pass
+        playing.terminate()
         played, _ = await asyncio.wait_for(playing.communicate(), WAIT_S)
         summary = json.loads(played)
-        assert summary["authenticated"] == summary["devices"] == int(fleet[fleet.index("--devices") + 1])
+        assert summary["authenticated"] == summary["devices"] == devices
