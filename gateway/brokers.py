@@ -5,8 +5,10 @@ Decides which broker there is, and how it is configured and started. mosquitto r
 """
 
 import asyncio
+import errno
 import json
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -23,6 +25,7 @@ Kind = Literal["mosquitto", "embedded"]
 
 START_TIMEOUT_S: Final = 15.0
 STOP_TIMEOUT_S: Final = 10.0  # mosquitto saves its database before it exits
+_PORTS: Final = range(10_000, 32_768)  # systems give higher ones to connections, which may come before the broker
 _POLL_S: Final = 0.02  # between attempts to connect to a broker that starts
 _LOG_TAIL_BYTES: Final = 2000
 _SBIN: Final = "/usr/sbin:/usr/local/sbin"  # distributions put mosquitto there, outside a user's PATH
@@ -227,6 +230,15 @@ def _rumqttd_config(port: int, port_v311: int) -> str:
 
 def free_ports(count: int) -> list[int]:
     """Ports of 127.0.0.1 that are free now, all different."""
+    ports: list[int] = []
     with ExitStack() as stack:
-        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [server.getsockname()[1] for server in servers]
+        while len(ports) < count:
+            port = secrets.choice(_PORTS)
+            try:
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            except OSError as problem:
+                if problem.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                ports.append(port)
+    return ports

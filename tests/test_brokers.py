@@ -11,7 +11,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from gateway.addresses import BrokerUrl
-from gateway.brokers import BrokerUnavailable, Kind, find_broker, local_broker, mosquitto_config
+from gateway.brokers import BrokerUnavailable, Kind, find_broker, free_ports, local_broker, mosquitto_config
 
 
 async def require(kind: Kind, tmp_path: Path) -> None:
@@ -123,3 +123,11 @@ def test_overrides_replace_and_remove_directives() -> None:
     assert not [line for line in lines if line.startswith("acl_file")]
     assert "memory_limit 9" in lines
     assert "set_tcp_nodelay true" in lines
+
+
+def test_free_ports_are_none_that_the_system_gives_to_connections() -> None:
+    """Between the search and the broker's start such a port was taken, on a busy machine."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text("utf-8").split())
+    ports = free_ports(100)
+    assert len(set(ports)) == 100
+    assert not set(ports) & set(range(first, last + 1))

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import socket
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ import aiohttp
 import yaml
 from aiohttp import web
 
+from gateway.brokers import free_ports
 from tests.clients.install import program
 from tests.e2e.world import Node
 
@@ -150,8 +150,8 @@ async def prometheus(directory: Path, pager: Pager) -> AsyncIterator[Prometheus]
     config["global"] = {name: f"{int(SCRAPE_S * 1000)}ms" for name in config["global"]}
     config["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": [pager.url]}]}]}
     (home / "prometheus.yml").write_text(yaml.safe_dump(config), "utf-8")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    (port,) = free_ports(1)
+    address = f"127.0.0.1:{port}"
     process = await asyncio.create_subprocess_exec(
         program("prometheus"),
         f"--config.file={home / 'prometheus.yml'}",

@@ -3,13 +3,14 @@
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from gateway.brokers import free_ports
 
 _START_TIMEOUT_S = 10.0
 
@@ -24,9 +25,7 @@ class Broker:
         self._passwords = directory / "passwords"
         self._process: subprocess.Popen[bytes] | None = None
         self.socket_path = directory / "mqtt.sock"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        (self.port,) = free_ports(1)
 
     @property
     def url(self) -> str:
@@ -136,7 +135,5 @@ async def fake() -> AsyncIterator[Fake]:
 
 @pytest.fixture
 def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    (port,) = free_ports(1)
     return port
