@@ -64,7 +64,7 @@ async function main() {
 
   let dropped = false;
   socket.once("disconnect", () => (dropped = true));
-  await pause(1200); // more than interval and timeout
+  await pause(2500); // more than interval and timeout
   assert.deepStrictEqual([dropped, await ask("echo", 1)], [false, [1]]);
   done("idle beyond interval and timeout");
 

@@ -10,7 +10,8 @@ TEXT = "中文 班牌 😀"
 
 
 def main(url: str, transport: str) -> None:
-    client = socketio.Client()
+    # If the server closes before its threads have noted that it leaves, it would come back, and never end.
+    client = socketio.Client(reconnection=False)
     answered = threading.Event()
 
     def question(text: str) -> tuple[Any, ...]:
