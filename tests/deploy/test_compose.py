@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from gateway.config import Config
 from gateway.settings import settings_of
 from tests.clients.install import program
 from tests.e2e.proxies import DEPLOY, running_nginx, write_nginx
-from tests.e2e.world import WAIT_S, Node
+from tests.e2e.world import POLL_S, WAIT_S, Node
 
 COMPOSE = DEPLOY / "compose.yaml"
 STACK = yaml.safe_load(COMPOSE.read_text("utf-8"))
@@ -188,6 +188,10 @@ async def running(
         await asyncio.wait_for(process.wait(), WAIT_S)
 
 
+async def online(nodes: Iterable[Node]) -> float:
+    return sum([await node.metric("gateway_devices", presence="online") for node in nodes])
+
+
 async def test_the_stack_works(tmp_path: Path, unused_tcp_port_factory: Callable[[], int]) -> None:
     """Passwords, broker, two nodes, proxy, fleet and service are those of compose.yaml; the containers are not.
 
@@ -214,8 +218,8 @@ async def test_the_stack_works(tmp_path: Path, unused_tcp_port_factory: Callable
         answer, _ = await asyncio.wait_for(asked.communicate(), WAIT_S)
         assert json.loads(answer)["status"] == "acked"
         async with asyncio.timeout(WAIT_S):
-            while sum([await node.metric("gateway_devices", presence="online") for node in nodes]) < devices:
-                pass
+            while await online(nodes) < devices:  # noqa: ASYNC110 - they are other processes
+                await asyncio.sleep(POLL_S)
         playing.terminate()
         played, _ = await asyncio.wait_for(playing.communicate(), WAIT_S)
         summary = json.loads(played)

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 import aiohttp
 from yarl import URL
 
-from tests.e2e.world import PATH, WAIT_S, Device, Node, Service
+from tests.e2e.world import PATH, POLL_S, WAIT_S, Device, Node, Service
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 ROUNDS: Final = 40  # commands of a bystander during an attack
@@ -152,8 +152,8 @@ async def counted(node: Node, metric: str, **labels: str) -> float:
 async def counts(node: Node, at_least: float, metric: str, **labels: str) -> None:
     """Wait until a metric says so many."""
     async with asyncio.timeout(WAIT_S):
-        while await counted(node, metric, **labels) < at_least:
-            pass
+        while await counted(node, metric, **labels) < at_least:  # noqa: ASYNC110 - it is another process
+            await asyncio.sleep(POLL_S)
 
 
 async def serve(api: Service, plate: Device, rounds: int = ROUNDS) -> None:
@@ -209,6 +209,7 @@ async def bear(
         async with asyncio.timeout(WAIT_S):
             while not await until():
                 assert not any(task.done() for task in tasks), "the attack goes on"
+                await asyncio.sleep(POLL_S)
     finally:
         for task in tasks:
             task.cancel()

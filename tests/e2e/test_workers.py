@@ -22,7 +22,7 @@ from gateway.relay import tag_of
 from gateway.supervisor import Supervisor, reserved
 from tests.e2e.proxies import Upstream, nginx
 from tests.e2e.test_relay import CLIENTS, SECRET, command, plates, relayed
-from tests.e2e.world import PATH, WAIT_S, Node, Service, device, gateway, workers_of
+from tests.e2e.world import PATH, POLL_S, WAIT_S, Node, Service, device, gateway, workers_of
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ async def until(node: Node, value: float, name: str, **labels: str) -> None:
     """Wait for a metric to have this value."""
     async with asyncio.timeout(WAIT_S):
         while await node.metric(name, **labels) != value:  # noqa: ASYNC110 - it is another process
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(POLL_S)
 
 
 async def test_every_client_works_whatever_worker_its_requests_come_to(broker: LocalBroker, api: Service) -> None:
@@ -233,7 +233,7 @@ async def test_a_worker_that_hangs_is_killed_and_started_again(broker: LocalBrok
         assert await asyncio.wait_for(before.wait(), WAIT_S) == -signal.SIGKILL
         async with asyncio.timeout(WAIT_S):
             while (page := await hung.page("/healthz")) is None:  # noqa: ASYNC110 - it is another process
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(POLL_S)
         assert page[0] == 200
         assert hung._process is not before
 

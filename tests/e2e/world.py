@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.forked import Forked, fork_gateway
 
 WAIT_S = 20.0  # for what must happen; a machine under load is slow
+POLL_S = 0.05  # between looks at what another process says of itself; it has to do it beside its work
 PATH = "/socket/socket.io"
 
 
