@@ -12,9 +12,9 @@ OPTIONS = EngineOptions(ping_interval_s=0.3, ping_timeout_s=2.0)  # clients on a
 
 
 @asynccontextmanager
-async def answering() -> AsyncIterator[str]:
+async def answering(options: EngineOptions = OPTIONS) -> AsyncIterator[str]:
     """A Socket.IO server with the answers that `driver.js` expects; yields its origin."""
-    sockets = Server(OPTIONS)
+    sockets = Server(options)
     burst: dict[str, list[int]] = {}
 
     async def echo(_: str, *args: Any) -> tuple[Any, ...]:

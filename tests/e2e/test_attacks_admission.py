@@ -110,11 +110,14 @@ async def test_a_flood_of_upgrades(start: Start, api: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("peers", "reason", "status"), [(80, "crowded-out", b"HTTP/1.1 503"), (30, "slow-request", b"HTTP/1.1 408")]
+    ("peers", "timeout_s", "reason", "status"),
+    [(80, 60, "crowded-out", b"HTTP/1.1 503"), (30, 1, "slow-request", b"HTTP/1.1 408")],
 )
-async def test_heads_that_drip(start: Start, api: Service, peers: int, reason: str, status: bytes) -> None:
+async def test_heads_that_drip(
+    start: Start, api: Service, peers: int, timeout_s: int, reason: str, status: bytes
+) -> None:
     """Connections whose heads never end: more than there are places, or so few that each has its time."""
-    limits = {"request_timeout_s": 1, "max_unauthenticated_per_address": 50}
+    limits = {"request_timeout_s": timeout_s, "max_unauthenticated_per_address": 50}
     async with start(**limits) as node, device(node, "BYSTANDER") as bystander:
         come = newcomers(node)
 
