@@ -172,7 +172,7 @@ class Deliveries:
                 self._late.pop(other, None)
             data, problem = late.command.event.read_ack(args)
             outcome = self._outcome(late, now, "nacked" if problem else "acked", data, problem, late=True)
-            self._effects.append(f.Conclude(late.command, outcome, late.online, late.emit_ids[emit_id]))
+            self._effects.append(f.Conclude(late.command, outcome, late.since, late.online, late.emit_ids[emit_id]))
             self._outcomes.say(outcome, late.command.answer)
         else:
             self._effects.append(f.Ignore("unknown_ack"))
@@ -364,7 +364,7 @@ class Deliveries:
             self._emitted.pop(emit_id, None)
         self._hold(-1, -job.command.size_bytes)
         outcome = self._outcome(job, now, status, data, error)
-        self._effects.append(f.Conclude(job.command, outcome, job.online, emitted_at))
+        self._effects.append(f.Conclude(job.command, outcome, job.since, job.online, emitted_at))
         self._outcomes.conclude(outcome, job.command, job.delivery, job.expires_at)
 
     def _outcome(

@@ -124,16 +124,27 @@ class Device:
 
     def link_event(self, event: LinkEvent) -> None:
         """Turn what the link says into facts."""
-        self._around.metrics.links.observe(event, "device")
         match event:
             case Received():
                 self._received(event)
+            case Published():
+                self._published(event)
             case Settled():
                 self.handle(f.Settled(event.delivery), flush=False)
-            case Published(token=token) if token is not None:
-                if event.code >= FAILED:
-                    log.warning("publish refused by the broker", extra={"serial": self.serial, "code": event.code})
-                self.handle(f.Published(token, event.code), flush=False)
+            case _:
+                self._around.metrics.links.observe(event, "device")
+                self._changed_link(event)
+
+    def _published(self, event: Published) -> None:
+        link = self.link
+        self._around.metrics.links.published(event, monotonic() if link is None else link.read_at)
+        if event.code >= FAILED and event.token is not None:
+            log.warning("publish refused by the broker", extra={"serial": self.serial, "code": event.code})
+        if event.token is not None:
+            self.handle(f.Published(event.token, event.code), flush=False)
+
+    def _changed_link(self, event: LinkEvent) -> None:
+        match event:
             case Opened():
                 self.handle(f.LinkOpened(event.session_present))
             case Subscribed():

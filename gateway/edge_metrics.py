@@ -1,13 +1,13 @@
 """What happens at the edges, counted: sockets, authentication, rooms, links to the broker, and the node itself."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from time import monotonic
 from typing import Any, Final
 
 from gateway.admission import Refusal
 from gateway.engine.effects import CloseReason, Transport
-from gateway.instruments import Count, Instruments
+from gateway.instruments import Count, Histogram, Instruments
 from gateway.logs import LEVELS
 from gateway.mqtt import Down, Dropped, LinkEvent, Opened, Published, Refused, Unavailable
 from gateway.session_metrics import MICRO_S, PRESENCES, WAIT_S
@@ -106,17 +106,17 @@ class LinkMetrics:
         opens = make.counter("gateway_link_opens_total", "Connections accepted.", session=("resumed", "new"))
         self._opens = {True: opens["resumed"], False: opens["new"]}
         self._failures = make.counter("gateway_link_failures_total", "Links cut or refused.", reason=_FAILURES.values())
-        self._duration = make.histogram("gateway_publish_duration_seconds", "From a PUBLISH to its PUBACK.", PUBLISH_S)[
-            ()
-        ]
+        duration = make.histogram("gateway_publish_duration_seconds", "From a PUBLISH to its PUBACK.", PUBLISH_S)
+        self._accepted, self._not_accepted = duration[()], Histogram(PUBLISH_S)
+        duration.include(self._not_accepted)
         codes = make.counter("gateway_pubacks_total", "Answers to publishes.", code=(*_CODES.values(), _OTHER_CODE))
         self._codes = {code: codes[name] for code, name in _CODES.items()}
         self._other_code = codes[_OTHER_CODE]
+        codes.read(lambda: self._accepted.count, _CODES[0])
         self.waiting_bytes = make.gauge("gateway_waiting_publish_bytes", "Publishes that wait to be written.")
         self._dropped = make.counter("gateway_dropped_events_total", "Events dropped.", what=("device", "room"))
 
         self._on: Mapping[type, Callable[[Any, str], None]] = {
-            Published: self._published,
             Opened: self._opened,
             Dropped: self._drop,
             **dict.fromkeys(_FAILURES, self._failed),
@@ -126,16 +126,22 @@ class LinkMetrics:
         """Count links from here on: `linked` is how many there are."""
         self._links.read(lambda: max(0, linked() - self.serving.n), "down")
 
+    def published(self, event: Published, read_at: float) -> None:
+        """Count an answer to a publish, which was read at `read_at`, or that it was not even sent."""
+        if event.sent_at is not None and not event.code:
+            accepted, took_s = self._accepted, read_at - event.sent_at
+            accepted.counts[bisect_left(accepted.bounds, took_s)] += 1
+            accepted.sum += took_s
+            return
+        self._codes.get(event.code, self._other_code).n += 1
+        if event.sent_at is not None:
+            self._not_accepted.observe(read_at - event.sent_at)
+
     def observe(self, event: LinkEvent, owner: str) -> None:
-        """Count what a link says; `owner` names whose events are dropped: of a device, or for a room."""
+        """Count what else a link says; `owner` names whose events are dropped: of a device, or for a room."""
         on_event = self._on.get(type(event))
         if on_event is not None:
             on_event(event, owner)
-
-    def _published(self, event: Published, _: str) -> None:
-        self._codes.get(event.code, self._other_code).n += 1
-        if event.sent_at is not None:
-            self._duration.observe(monotonic() - event.sent_at)
 
     def _opened(self, event: Opened, _: str) -> None:
         self._opens[event.session_present].n += 1

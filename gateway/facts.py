@@ -242,11 +242,13 @@ class Queue(msgspec.Struct, frozen=True):
 class Conclude(msgspec.Struct, frozen=True):
     """A command has its final outcome, or a late one; to be counted.
 
-    `online`: the device was there when the command came; `emitted_at`: when what the device acked was emitted.
+    `received_at`: when it came; `online`: whether the device was there then; `emitted_at`: when what the device acked
+    was emitted.
     """
 
     command: Command
     outcome: Outcome
+    received_at: float
     online: bool
     emitted_at: float | None
 

@@ -9,6 +9,7 @@ never more.
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, product
+from math import inf
 from typing import Final
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -34,30 +35,46 @@ class Count:
 
 
 class Histogram:
-    """Observations by bucket; a bound belongs to its bucket."""
+    """Observations by bucket; a bound belongs to its bucket.
 
-    __slots__ = ("_bounds", "_counts", "_exemplars", "sum")
+    Attributes:
+        bounds, counts: what `observe` goes by, for who does without a call of it.
+    """
+
+    __slots__ = ("bounds", "counts", "exemplars", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._exemplars: dict[int, Exemplar] = {}
+        self.bounds = tuple(map(float, bounds))  # which are compared faster with what is measured than integers
+        self.counts = [0] * (len(bounds) + 1)
+        self.exemplars: dict[int, Exemplar] = {}
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
         """Count a value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
+        self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
+
+    @property
+    def count(self) -> int:
+        """How many values there were."""
+        return sum(self.counts)
+
+    def add(self, other: "Histogram") -> None:
+        """Count all values of another one, too, whose bounds may be more than these."""
+        for bound, count in zip((*other.bounds, inf), other.counts, strict=True):
+            self.counts[bisect_left(self.bounds, bound)] += count
+        self.exemplars |= other.exemplars
+        self.sum += other.sum
 
     def exemplify(self, value: float, trace_id: str, at: float) -> None:
         """Remember whose value it was, as the last of its bucket; `at` is Unix time."""
-        self._exemplars[bisect_left(self._bounds, value)] = Exemplar({"trace_id": trace_id}, value, at)
+        self.exemplars[bisect_left(self.bounds, value)] = Exemplar({"trace_id": trace_id}, value, at)
 
     def buckets(self) -> Iterator[tuple[str, float] | tuple[str, float, Exemplar]]:
         """Of each bucket the upper bound as its label has it, how many values are not above it, and the exemplar."""
-        bounds = (*map(floatToGoString, self._bounds), "+Inf")
-        for index, count in enumerate(accumulate(self._counts)):
-            exemplar = self._exemplars.get(index)
+        bounds = (*map(floatToGoString, self.bounds), "+Inf")
+        for index, count in enumerate(accumulate(self.counts)):
+            exemplar = self.exemplars.get(index)
             yield (bounds[index], count) if exemplar is None else (bounds[index], count, exemplar)
 
 
@@ -77,7 +94,7 @@ class Counts:
         return self._of[labels if isinstance(labels, tuple) else (labels,)]
 
     def read(self, read: Callable[[], float | None], *labels: str) -> None:
-        """Ask for the number of these labels when it is exposed; None is not exposed."""
+        """Ask for a number when that of these labels is exposed, which has it besides; with None it is not exposed."""
         if labels not in self._of:
             raise KeyError(labels)
         self._read[labels] = read
@@ -86,9 +103,9 @@ class Counts:
         """What is exposed now."""
         metric = _FAMILIES[self.kind](self.name, self.help, labels=list(self.labels))
         for values, count in self._of.items():
-            n = self._read[values]() if values in self._read else count.n
-            if n is not None:
-                metric.add_metric(values, n)
+            besides = self._read[values]() if values in self._read else 0
+            if besides is not None:
+                metric.add_metric(values, count.n + besides)
         return metric
 
 
@@ -102,17 +119,26 @@ class Histograms:
         self.help = help
         self.labels = labels
         self.bounds = bounds
-        self._of = {values: Histogram(bounds) for values in product(*labels.values())}
+        self._of = {values: [Histogram(bounds)] for values in product(*labels.values())}
 
     def __getitem__(self, labels: str | Labels) -> Histogram:
         """The histogram with these labels, in the order of the family's. Raises KeyError outside of their sets."""
-        return self._of[labels if isinstance(labels, tuple) else (labels,)]
+        return self._of[labels if isinstance(labels, tuple) else (labels,)][0]
+
+    def include(self, part: Histogram, *labels: str) -> None:
+        """Expose with these labels what is in this histogram, too, whose bounds may be more than the family's."""
+        self._of[labels].append(part)
 
     def metric(self) -> Metric:
         """What is exposed now."""
         metric = HistogramMetricFamily(self.name, self.help, labels=list(self.labels))
-        for values, histogram in self._of.items():
-            metric.add_metric(values, list(histogram.buckets()), histogram.sum)
+        for values, parts in self._of.items():
+            whole = parts[0]
+            if len(parts) > 1:
+                whole = Histogram(self.bounds)
+                for part in parts:
+                    whole.add(part)
+            metric.add_metric(values, list(whole.buckets()), whole.sum)
         return metric
 
 

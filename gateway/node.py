@@ -21,6 +21,7 @@ from gateway.mqtt import (
     Message,
     Opened,
     Options,
+    Published,
     Received,
     Subscribed,
     Subscription,
@@ -196,6 +197,8 @@ class Node:
         """Emit what comes for rooms; keep the status and readiness."""
         self._metrics.links.observe(event, "room")
         match event:
+            case Published():
+                self._metrics.links.published(event, self._link.read_at)
             case Received():
                 self._received(event.message)
                 if event.delivery is not None:

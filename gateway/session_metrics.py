@@ -1,12 +1,13 @@
 """What the sessions of devices do, counted from their facts and effects."""
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic, time
 from typing import Any, Final, get_args
 
 from gateway import facts as f
-from gateway.instruments import Counts, Histogram, Instruments
+from gateway.instruments import Count, Counts, Histogram, Instruments
 from gateway.topics import FINAL_STATUSES
 
 OTHER: Final = "other"  # an event that is not in the catalogue
@@ -23,6 +24,9 @@ _OnFact = Callable[[Any, list[f.Effect]], Histogram | None]
 class SessionMetrics:
     """Commands, their outcomes, and events of devices.
 
+    What a command takes is what all of them take, so it is as little as can be: a command that is emitted at once, and
+    acked, is a count and two observations. What else that says is put together when it is exposed (`_Event`).
+
     Args:
         events: the names that are labels, `other` for all that are not among them.
     """
@@ -31,6 +35,10 @@ class SessionMetrics:
         families = _Families(make, events)
         self._events = {name: _Event(families, name) for name in events}
         self._other = self._events[OTHER]
+        self._durations = {
+            status: (families.duration["away", status], families.duration["online", status])
+            for status in FINAL_STATUSES
+        }
         self._emit_overhead = families.overhead["emit"]
         self._publish_overhead = families.overhead["publish"]
         self._event_overhead = families.overhead["event"]
@@ -67,6 +75,27 @@ class SessionMetrics:
         Returns what observes how long the gateway took, from reading what the step is about until its effects are
         carried out; None for a step whose time says nothing.
         """
+        if type(fact) is f.Acked:
+            if len(effects) == 2 and type(effects[1]) is f.Publish:
+                effect = effects[0]
+                if type(effect) is f.Conclude and effect.emitted_at == effect.received_at and effect.online:
+                    command, outcome = effect.command, effect.outcome
+                    if outcome.status == "acked" and not outcome.late and command.answer.traceparent is None:
+                        prompt, took_s = (
+                            self._events.get(command.event.name, self._other).prompt,
+                            now - effect.received_at,
+                        )
+                        prompt.counts[bisect_left(prompt.bounds, took_s)] += 1
+                        prompt.sum += took_s
+                        return self._publish_overhead
+        elif type(fact) is f.Published:
+            if len(effects) == 1 and type(effects[0]) is f.Puback:
+                return None
+        elif type(fact) is f.Command and len(effects) == 1:
+            effect = effects[0]
+            if type(effect) is f.Emit and effect.command is fact:
+                self._events.get(fact.event.name, self._other).at_once.n += 1
+                return self._emit_overhead
         for effect in effects:
             on_effect = self._on_effect.get(type(effect))
             if on_effect is not None:
@@ -107,8 +136,7 @@ class SessionMetrics:
     def _emit(self, effect: f.Emit, _: float) -> None:
         event = self._events.get(effect.command.event.name, self._other)
         (event.first if effect.attempt == 1 else event.repeat).n += 1
-        if self._held:
-            self._held.pop(id(effect.command), None)
+        self._held.pop(id(effect.command), None)
 
     def _hold(self, effect: f.Hold, now: float) -> None:
         self._held[id(effect.command)] = now
@@ -121,25 +149,20 @@ class SessionMetrics:
         if outcome.late:
             event.late.n += 1
             return
-        count, online, away = event.outcomes[outcome.status]
-        count.n += 1
-        duration, took_s = online if effect.online else away, outcome.latency_ms / 1000
+        event.outcomes[outcome.status].n += 1
+        duration, took_s = self._durations[outcome.status][effect.online], now - effect.received_at
         duration.observe(took_s)
         answer = command.answer
         if answer.traceparent is not None and answer.is_sampled:
             duration.exemplify(took_s, answer.trace_id, time())
-        self._end(command)
+        self._held.pop(id(command), None)
 
     def _hand_over(self, effect: f.HandOver, _: float) -> None:
         self._handed_over.n += 1
-        self._end(effect.command)
+        self._held.pop(id(effect.command), None)
 
     def _oldest_age_s(self) -> float:
         return monotonic() - next(iter(self._held.values())) if self._held else 0.0
-
-    def _end(self, command: f.Command) -> None:
-        if self._held:
-            self._held.pop(id(command), None)
 
     def _queue(self, effect: f.Queue, _: float) -> None:
         self._events.get(effect.command.event.name, self._other).queued.n += 1
@@ -190,9 +213,14 @@ class _Families:
 
 
 class _Event:
-    """The instruments of one event."""
+    """The instruments of one event.
 
-    __slots__ = ("ack", "commands", "first", "late", "outcomes", "queued", "received", "repeat")
+    Attributes:
+        at_once: commands that were emitted as they came: they were received, and emitted a first time.
+        prompt: those that were acked then, by how long they took: each has an outcome, a duration and an ack of that.
+    """
+
+    __slots__ = ("ack", "at_once", "commands", "first", "late", "outcomes", "prompt", "queued", "received", "repeat")
 
     def __init__(self, families: _Families, event: str) -> None:
         self.commands = families.commands[event]
@@ -201,12 +229,12 @@ class _Event:
         self.repeat = families.emissions[event, "repeat"]
         self.late = families.late[event]
         self.ack = families.ack[event]
-        self.outcomes = {
-            status: (
-                families.outcomes[event, status],
-                families.duration["online", status],
-                families.duration["away", status],
-            )
-            for status in FINAL_STATUSES
-        }
+        self.outcomes = {status: families.outcomes[event, status] for status in FINAL_STATUSES}
         self.received = families.received[event]
+        self.at_once = Count()
+        families.commands.read(lambda: self.at_once.n, event)
+        families.emissions.read(lambda: self.at_once.n, event, "first")
+        self.prompt = Histogram(COMMAND_S)
+        families.outcomes.read(lambda: self.prompt.count, event, "acked")
+        families.ack.include(self.prompt, event)
+        families.duration.include(self.prompt, "online", "acked")

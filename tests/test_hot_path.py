@@ -12,7 +12,7 @@ from asyncio.selector_events import _SelectorSocketTransport as Transport  # typ
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -22,6 +22,7 @@ import pytest
 import socketio
 
 import gateway
+from gateway import edge_metrics, instruments, pulse, session_metrics
 from gateway.app import Gateway
 from gateway.brokers import BrokerUnavailable, LocalBroker, local_broker
 from gateway.config import resolve
@@ -34,6 +35,7 @@ from tests.bench.workloads import ROOM_PAYLOAD, Commands, Events, room_events
 from tests.clients.install import missing
 
 COMMANDS = 100
+COUNTING = {module.__file__ for module in (session_metrics, edge_metrics, instruments)}
 IDLE_BYTES = 11_500  # of gateway, aiohttp and socketio for one idle device; the transports and the kernel's come on top
 SLACK_BLOCKS = COMMANDS // 2  # what the machinery around may keep: less than one block a command
 WAIT_S = 20.0
@@ -167,6 +169,32 @@ async def test_a_command_takes_no_task_and_one_write_each_way(world: World, coun
         "PubAckPacket": COMMANDS,
         "encoded": 2 * COMMANDS,  # the event for the device, and the outcome
         "decoded": COMMANDS,  # the ack; the payload is checked by a decoder of its type, and passed on as it is
+    }
+
+
+async def test_metrics_take_six_calls_of_a_command(world: World, counts: Counts) -> None:
+    """Three steps of its session, the PUBACK of its outcome, and the gateway's own part of its time, twice."""
+    await world.fleet.connect(10)
+    await world.commands(20)
+    await counts.reach("PubAckPacket", 20)
+    counts.begin()
+    calls: Counter[str] = Counter()
+
+    def count(frame: FrameType, what: str, _: object) -> None:
+        caller = frame.f_back.f_code.co_filename if frame.f_back is not None else ""
+        if what == "call" and frame.f_code.co_filename in COUNTING and caller != pulse.__file__:
+            calls[frame.f_code.co_qualname] += 1
+
+    sys.setprofile(count)
+    try:
+        await world.commands(COMMANDS)
+        await counts.reach("PubAckPacket", COMMANDS)
+    finally:
+        sys.setprofile(None)
+    assert calls == {
+        "SessionMetrics.observe": 3 * COMMANDS,
+        "LinkMetrics.published": COMMANDS,
+        "Histogram.observe": 2 * COMMANDS,
     }
 
 

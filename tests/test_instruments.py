@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import Histogram as TheirHistogram
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from gateway.instruments import Instruments
+from gateway.instruments import Histogram, Instruments
 
 BOUNDS = (0.001, 0.25, 1, 2, 10)
 
@@ -26,7 +27,7 @@ def test_exposes_what_the_library_exposes(values: list[float]) -> None:
     make, registry = Instruments(), CollectorRegistry()
     ours = make.histogram("h_seconds", "How long.", BOUNDS, kind=("a", "b"))
     count, gauge = make.counter("c_total", "How often.", what=("x", 'quo"te')), make.gauge("g", "How many.")
-    theirs: Any = Histogram("h_seconds", "How long.", ["kind"], buckets=BOUNDS, registry=registry)
+    theirs: Any = TheirHistogram("h_seconds", "How long.", ["kind"], buckets=BOUNDS, registry=registry)
     their_count: Any = Counter("c", "How often.", ["what"], registry=registry)
     their_gauge: Any = Gauge("g", "How many.", registry=registry)
     for kind in ("a", "b"):
@@ -42,6 +43,24 @@ def test_exposes_what_the_library_exposes(values: list[float]) -> None:
         their_gauge.dec(value)
     expected = [line for line in generate_latest(registry).decode().splitlines() if "_created" not in line]
     assert exposed(make).splitlines() == expected
+
+
+@given(st.lists(st.floats(0, 20) | st.sampled_from(BOUNDS)), st.lists(st.floats(0, 20) | st.sampled_from(BOUNDS)))
+def test_what_is_included_is_exposed_as_if_it_were_observed_there(mine: list[float], included: list[float]) -> None:
+    """Also from a histogram with more bounds."""
+    make, reference = Instruments(), Instruments()
+    family, expected = make.histogram("h", "", BOUNDS), reference.histogram("h", "", BOUNDS)[()]
+    finer = Histogram((*BOUNDS[:2], 0.5, *BOUNDS[2:], 15))
+    family.include(finer)
+    for value in mine:
+        family[()].observe(value)
+    for value in included:
+        finer.observe(value)
+    for value in (*mine, *included):
+        expected.observe(value)
+    assert finer.count == len(included)
+    assert exposed(make).splitlines()[:-1] == exposed(reference).splitlines()[:-1]
+    assert [metric.samples[-1].value for metric in make.collect()] == [pytest.approx(expected.sum)]
 
 
 def test_every_series_is_there_from_the_start_and_no_other_can_be() -> None:

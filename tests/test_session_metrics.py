@@ -52,7 +52,15 @@ class World:
         self.sent += 1
         fields = {"delivery": self.sent if qos else None, "id": f"c{self.sent}", "lifetime_s": 60.0} | fields
         answer = f.Answer("t", traceparent=fields.pop("traceparent", None))
-        return self.tell(f.Command(event=CATALOG[event], args=(), answer=answer, qos=qos, ack_timeout_s=10.0, **fields))
+        more: dict[str, Any] = {"ack_timeout_s": 10.0} | fields
+        return self.tell(f.Command(event=CATALOG[event], args=(), answer=answer, qos=qos, **more))
+
+    def samples(self) -> list[tuple[str, dict[str, str], float]]:
+        return [
+            (sample.name, sample.labels, sample.value)
+            for metric in self.metrics.instruments.collect()
+            for sample in metric.samples
+        ]
 
     def counted(self, *prefixes: str) -> Counted:
         """The samples that are not zero, by `name label…` without `gateway_`; of histograms only how many."""
@@ -93,6 +101,24 @@ def test_a_command_that_is_acked(world: World) -> None:
         "command_duration_seconds_count online acked": 1,
         "ack_duration_seconds_count bind_class": 1,
     }
+
+
+def test_a_command_that_is_not_held_up_by_anything_is_counted_as_any_other() -> None:
+    """The short way for those is one of counting only: a command with a trace takes the other."""
+    short, long = World(), World()
+    for world, trace in ((short, None), (long, f"00-{TRACE}-b7ad6b7169203331-00")):
+        world.attach()
+        for number, took_s in enumerate((0.0, 0.0005, 0.5, 2, 61, 400, 4000), 1):
+            overheads = [
+                world.send(traceparent=trace, ack_timeout_s=5000.0, lifetime_s=5000.0),
+                world.tell(f.Acked(1, number, OK), after_s=took_s),
+                world.tell(f.Published(number)),
+            ]
+            sessions = world.metrics.sessions
+            assert overheads == [sessions._emit_overhead, sessions._publish_overhead, None]
+    assert short.metrics.sessions._events["bind_class"].prompt.count == 7
+    assert long.metrics.sessions._events["bind_class"].prompt.count == 0
+    assert short.samples() == long.samples()
 
 
 def sum_of(world: World, name: str) -> float:

@@ -1,99 +1,192 @@
-"""What counting costs: commands with the metrics as they are and without any, in turns in one run.
+"""What counting costs: commands with the metrics as they are and without any, in turns in one process.
 
-    python -m tests.bench.metrics_cost            # 50,000 commands each; about a minute
+    python -m tests.bench.metrics_cost            # 50,000 commands each; a minute
 
-Without: nothing is observed of sessions and links, and no clock is read for it. The gateway is the same otherwise.
+Without: nothing is observed of sessions and links, and no clock is read for it. The gateway is the same otherwise, and
+so are its process, its devices and their connections: all that changes from one block of commands to the next are the
+methods that observe, which do nothing then. It ends with an assertion if other commands were counted than those with.
+
+Beside it, the time of counting alone: what one command is to the metrics, observed again and again.
 """
 
 import asyncio
+import re
+import signal
 import statistics
 import sys
-from typing import Final
+import time
+import urllib.request
+from collections.abc import Callable
+from os import kill
+from time import monotonic
+from typing import Any, Final
 
 import click
 import uvloop
 
-from gateway.mqtt import LinkEvent
+from gateway import facts as f
+from gateway.brokers import free_ports
+from gateway.catalog import EVENTS, Catalog
+from gateway.limits import Limits, Shared
+from gateway.metrics import Metrics
+from gateway.mqtt import Published
+from gateway.session import DeviceSession
+from gateway.topics import Client, Life, Topics
 from tests.bench import contenders, parts, workloads
 from tests.bench.contenders import CONTENDERS, Contender, Timers
 from tests.bench.plan import QUICK
 
-ROUNDS: Final = 10
-COMMANDS: Final = 5_000  # of each in a round
-WARM_UP: Final = 1_000
+PAIRS: Final = 50
+COMMANDS: Final = 1_000  # of each in a pair
+WARM_UP: Final = 300  # commands before those, which let the interpreter get used to what has changed
 DEVICES: Final = 200
 WINDOW: Final = 64
+WITH, WITHOUT = signal.SIGUSR1, signal.SIGUSR2
+ALONE: Final = 100_000  # commands that are observed only
+ALONE_BLOCKS: Final = 10
 
 
-def without() -> None:
-    """Run a gateway that counts nothing."""
+def switched() -> None:
+    """Run a gateway that counts nothing from WITHOUT on, and again from WITH on."""
     from gateway.__main__ import main
     from gateway.edge_metrics import LinkMetrics
     from gateway.session_metrics import SessionMetrics
 
-    def observe_nothing(_self: SessionMetrics, _fact: object, _effects: object, _now: float) -> None:
-        return None
+    methods = [(SessionMetrics, "observe"), (LinkMetrics, "observe"), (LinkMetrics, "published")]
+    originals = [(owner, name, getattr(owner, name)) for owner, name in methods]
 
-    def hear_nothing(_self: LinkMetrics, _event: LinkEvent, _owner: str) -> None:
-        return None
+    def count(*_: object) -> None:
+        for owner, name, method in originals:
+            setattr(owner, name, method)
 
-    SessionMetrics.observe = observe_nothing  # type: ignore[method-assign, assignment]
-    LinkMetrics.observe = hear_nothing  # type: ignore[method-assign, assignment]
+    def count_nothing(*_: object) -> None:
+        for owner, name in methods:
+            setattr(owner, name, _observe_nothing)
+
+    signal.signal(WITH, count)
+    signal.signal(WITHOUT, count_nothing)
     main(prog_name="gateway")
 
 
-def quiet() -> Contender:
-    """The gateway of this checkout, without metrics."""
+def _observe_nothing(*_: object) -> None:
+    return None
+
+
+def gateway(admin_port: int) -> Contender:
+    """The gateway of this checkout, as `switched` runs it."""
     ours = CONTENDERS["gateway"]
 
     def command(port: int, mqtt: str, timers: Timers) -> tuple[str, ...]:
         assert ours.command is not None
         _, _, _, *words = ours.command(port, mqtt, timers)
-        return (sys.executable, "-c", "from tests.bench.metrics_cost import without; without()", *words)
+        admin = ("--admin", f"127.0.0.1:{admin_port}")
+        return (sys.executable, "-c", "from tests.bench.metrics_cost import switched; switched()", *words, *admin)
 
-    return ours._replace(name="without", title="without metrics", command=command)
+    return ours._replace(command=command)
 
 
-async def cpu_us(contender: Contender) -> float:
-    """Microseconds of CPU that the gateway takes for a command."""
-    async with parts.stage(contender, QUICK, Timers()) as on:
+async def measure(pairs: int) -> dict[signal.Signals, list[float]]:
+    """Microseconds of CPU for a command, with and without, in pairs; who is first changes with each."""
+    figures: dict[signal.Signals, list[float]] = {WITH: [], WITHOUT: []}
+    (admin_port,) = free_ports(1)
+    async with parts.stage(gateway(admin_port), QUICK, Timers()) as on:
         await on.fleet.connect(DEVICES)
-        for count in (WARM_UP, COMMANDS):
-            commands = workloads.Commands(on.service, DEVICES)
-            on.meter.start()
-            commands.saturate(WINDOW)
-            while commands.done < count:  # noqa: ASYNC110 - it counts, and tells nobody
-                await asyncio.sleep(0.001)
-            await commands.finish()
-            on.meter.stop()
-            assert not commands.wrong
-        return on.meter.reading.per(commands.done)["us"]
-
-
-async def measure(rounds: int) -> dict[str, list[float]]:
-    """The figures of both, in turns; who is first changes with each round."""
-    both = [CONTENDERS["gateway"], quiet()]
-    figures: dict[str, list[float]] = {contender.name: [] for contender in both}
-    for number in range(rounds):
-        for contender in both if number % 2 else reversed(both):
-            figures[contender.name].append(await cpu_us(contender))
-        click.echo("  ".join(f"{name} {values[-1]:.1f}" for name, values in figures.items()), err=True)
+        counted = 0
+        for number in range(pairs):
+            for mode in (WITH, WITHOUT) if number % 2 else (WITHOUT, WITH):
+                kill(on.gateway[0], mode)
+                commands = await _block(on)
+                figures[mode].append(on.meter.reading.per(COMMANDS)["us"])
+                counted += commands if mode is WITH else 0
+        page = await asyncio.to_thread(urllib.request.urlopen, f"http://127.0.0.1:{admin_port}/metrics")
+        received = re.findall(r"^gateway_commands_total{.*} (.*)$", page.read().decode(), re.MULTILINE)
+        assert sum(map(float, received)) == counted, "what is compared is not with and without"
     return figures
 
 
+async def _block(on: parts.Stage) -> int:
+    """Measure COMMANDS commands, after WARM_UP of them; how many there were in all."""
+    commands = workloads.Commands(on.service, DEVICES)
+    commands.saturate(WINDOW)
+    for count in (WARM_UP, WARM_UP + COMMANDS):
+        on.meter.start()
+        while commands.done < count:  # noqa: ASYNC110 - it counts, and tells nobody
+            await asyncio.sleep(0.001)
+        on.meter.stop()
+    await commands.finish()
+    assert not commands.wrong
+    return commands.done
+
+
+def alone() -> Callable[[], None]:
+    """What makes the metrics observe one command: it comes, is acked, and the broker has the outcome."""
+    metrics, now = Metrics(), monotonic()
+    session = DeviceSession("1", Life("gw", ""), Topics("gw/v1"), Catalog(), Limits(), Shared(1, 1), "")
+    session.handle(f.LinkOpened(resumed=False), now)
+    session.handle(f.Attached(1, Client(4, "websocket", ""), ""), now)
+    answer = f.Answer("acks")
+    command = f.Command("1", EVENTS["bind_class"], (), answer, qos=1, lifetime_s=60, ack_timeout_s=10, delivery=1)
+    acked, published = f.Acked(1, 1, ({"ack": True},)), f.Published(1)
+    emit, conclude, puback = (session.handle(fact, now) for fact in (command, acked, published))
+    answered = Published(1, 0, now)
+    observe, observe_puback = metrics.sessions.observe, metrics.links.published
+
+    def once() -> None:
+        for fact, effects in (command, emit), (acked, conclude), (published, puback):
+            overhead = observe(fact, effects, now)
+            if overhead is not None:  # as in `Device.handle`
+                overhead.observe(monotonic() - now)
+        observe_puback(answered, now)
+
+    return once
+
+
+def calls(function: Callable[[], None]) -> int:
+    """How many calls of Python functions there are in one."""
+    count = 0
+
+    def profile(_: object, event: str, __: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(profile)
+    function()
+    sys.setprofile(None)
+    return count
+
+
+def alone_us(function: Callable[[], None]) -> float:
+    """Microseconds of CPU that a call takes, with its own part taken off; the median of some blocks."""
+
+    def block(called: Callable[[], Any]) -> float:
+        start = time.process_time()
+        for _ in range(ALONE // ALONE_BLOCKS):
+            called()
+        return (time.process_time() - start) / (ALONE // ALONE_BLOCKS) * 1e6
+
+    return statistics.median(block(function) - block(_observe_nothing) for _ in range(ALONE_BLOCKS))
+
+
 @click.command()
-@click.option("--rounds", default=ROUNDS, show_default=True, help=f"Each has {COMMANDS} commands of either.")
-def main(rounds: int) -> None:
-    """Print what a command costs with and without metrics, and the ratio of the medians."""
+@click.option("--pairs", default=PAIRS, show_default=True, help=f"Each has {COMMANDS} commands with and without.")
+def main(pairs: int) -> None:
+    """Print what a command costs with and without metrics, the median of the differences, and counting alone."""
+    one = alone()
+    click.echo(f"counting alone: {alone_us(one):.2f} µs a command ({ALONE:,} times)")
     try:
-        figures = uvloop.run(measure(rounds))
+        figures = uvloop.run(measure(pairs))
     except contenders.Unusable as problem:
         raise click.ClickException(str(problem)) from None
-    medians = {name: statistics.median(values) for name, values in figures.items()}
-    for name, values in figures.items():
-        click.echo(f"{name:<8}{medians[name]:6.1f} µs of CPU a command ({min(values):.1f} to {max(values):.1f})")
-    ratio, more = medians["gateway"] / medians["without"], medians["gateway"] - medians["without"]
-    click.echo(f"ratio {ratio:.3f}: metrics cost {more:.1f} µs a command, {rounds * COMMANDS} commands each")
+    for name, values in zip(("with", "without"), figures.values(), strict=True):
+        low, middle, high = statistics.quantiles(values)
+        click.echo(f"{name:<8}{middle:6.1f} µs of CPU a command (half of {pairs} blocks: {low:.1f} to {high:.1f})")
+    more = [one - other for one, other in zip(*figures.values(), strict=True)]
+    ratios = [one / other for one, other in zip(*figures.values(), strict=True)]
+    low, middle, high = statistics.quantiles(more)
+    click.echo(
+        f"metrics cost {middle:.1f} µs a command, the median of the differences in pairs (half of them: {low:.1f} to "
+        f"{high:.1f}); ratio {statistics.median(ratios):.3f}; {pairs * COMMANDS:,} commands each"
+    )
 
 
 if __name__ == "__main__":
