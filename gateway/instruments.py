@@ -1,12 +1,12 @@
 """Numbers that are counted: counters, gauges and histograms over closed sets of labels. Pure.
 
 The instruments of prometheus_client lock, and search their buckets one by one: 220 ns a count and 600 ns an observation
-(measured), where a command has a dozen of both. Here they are numbers of one thread, 30 ns and 150 ns; the library
-writes them out, in its own formats. A family has an instrument for every combination of its labels, from the start and
-never more.
+(measured), where a command has some of both. Here they are numbers of one thread, 30 ns each, and the library writes
+them out, in its own formats. A family has an instrument for every combination of its labels, from the start and never
+more.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, product
 from math import inf
@@ -37,34 +37,57 @@ class Count:
 class Histogram:
     """Observations by bucket; a bound belongs to its bucket.
 
+    Values wait until they are counted together, when somebody looks or says `fold`: 0.2 µs for each, where it was 0.3
+    to 1.0 one by one in between all else that a command takes (measured).
+
     Attributes:
-        bounds, counts: what `observe` goes by, for who does without a call of it.
+        observe: takes a value.
+        counts: of the buckets, without what waits.
     """
 
-    __slots__ = ("bounds", "counts", "exemplars", "sum")
+    __slots__ = ("_sum", "_waiting", "bounds", "counts", "exemplars", "observe")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = tuple(map(float, bounds))  # which are compared faster with what is measured than integers
+        self.bounds = tuple(map(float, bounds))
         self.counts = [0] * (len(bounds) + 1)
         self.exemplars: dict[int, Exemplar] = {}
-        self.sum = 0.0
+        self._sum = 0.0
+        self._waiting: list[float] = []
+        self.observe: Callable[[float], None] = self._waiting.append  # without a frame of its own
 
-    def observe(self, value: float) -> None:
-        """Count a value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def fold(self) -> None:
+        """Count what waits."""
+        waiting = self._waiting
+        if not waiting:
+            return
+        self._sum = sum(waiting, self._sum)
+        waiting.sort()
+        below = 0
+        for index, bound in enumerate(self.bounds):
+            upto = bisect_right(waiting, bound, below)
+            self.counts[index] += upto - below
+            below = upto
+        self.counts[-1] += len(waiting) - below
+        waiting.clear()
 
     @property
     def count(self) -> int:
         """How many values there were."""
-        return sum(self.counts)
+        return sum(self.counts) + len(self._waiting)
+
+    @property
+    def sum(self) -> float:
+        """All values together."""
+        self.fold()
+        return self._sum
 
     def add(self, other: "Histogram") -> None:
         """Count all values of another one, too, whose bounds may be more than these."""
+        other.fold()
         for bound, count in zip((*other.bounds, inf), other.counts, strict=True):
             self.counts[bisect_left(self.bounds, bound)] += count
         self.exemplars |= other.exemplars
-        self.sum += other.sum
+        self._sum += other.sum
 
     def exemplify(self, value: float, trace_id: str, at: float) -> None:
         """Remember whose value it was, as the last of its bucket; `at` is Unix time."""
@@ -72,6 +95,7 @@ class Histogram:
 
     def buckets(self) -> Iterator[tuple[str, float] | tuple[str, float, Exemplar]]:
         """Of each bucket the upper bound as its label has it, how many values are not above it, and the exemplar."""
+        self.fold()
         bounds = (*map(floatToGoString, self.bounds), "+Inf")
         for index, count in enumerate(accumulate(self.counts)):
             exemplar = self.exemplars.get(index)
@@ -129,6 +153,12 @@ class Histograms:
         """Expose with these labels what is in this histogram, too, whose bounds may be more than the family's."""
         self._of[labels].append(part)
 
+    def fold(self) -> None:
+        """Count what waits in all of them."""
+        for parts in self._of.values():
+            for part in parts:
+                part.fold()
+
     def metric(self) -> Metric:
         """What is exposed now."""
         metric = HistogramMetricFamily(self.name, self.help, labels=list(self.labels))
@@ -166,6 +196,12 @@ class Instruments(Collector):
         family = Counts(kind, name, help, _closed(labels))
         self.families.append(family)
         return family
+
+    def fold(self) -> None:
+        """Count what waits in all histograms; to be called several times a second, for what waits takes memory."""
+        for family in self.families:
+            if isinstance(family, Histograms):
+                family.fold()
 
     def collect(self) -> Iterator[Metric]:
         """See `Collector`."""

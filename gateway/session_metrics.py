@@ -1,6 +1,5 @@
 """What the sessions of devices do, counted from their facts and effects."""
 
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic, time
@@ -81,12 +80,7 @@ class SessionMetrics:
                 if type(effect) is f.Conclude and effect.emitted_at == effect.received_at and effect.online:
                     command, outcome = effect.command, effect.outcome
                     if outcome.status == "acked" and not outcome.late and command.answer.traceparent is None:
-                        prompt, took_s = (
-                            self._events.get(command.event.name, self._other).prompt,
-                            now - effect.received_at,
-                        )
-                        prompt.counts[bisect_left(prompt.bounds, took_s)] += 1
-                        prompt.sum += took_s
+                        self._events.get(command.event.name, self._other).prompt.observe(now - effect.received_at)
                         return self._publish_overhead
         elif type(fact) is f.Published:
             if len(effects) == 1 and type(effects[0]) is f.Puback:

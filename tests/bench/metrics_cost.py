@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Callable
 from os import kill
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
 import click
 import uvloop
@@ -43,7 +43,6 @@ DEVICES: Final = 200
 WINDOW: Final = 64
 WITH, WITHOUT = signal.SIGUSR1, signal.SIGUSR2
 ALONE: Final = 100_000  # commands that are observed only
-ALONE_BLOCKS: Final = 10
 
 
 def switched() -> None:
@@ -118,8 +117,8 @@ async def _block(on: parts.Stage) -> int:
     return commands.done
 
 
-def alone() -> Callable[[], None]:
-    """What makes the metrics observe one command: it comes, is acked, and the broker has the outcome."""
+def alone() -> tuple[Callable[[], None], Callable[[], None]]:
+    """What makes metrics observe one command, which comes, is acked, and whose outcome the broker has; and count it."""
     metrics, now = Metrics(), monotonic()
     session = DeviceSession("1", Life("gw", ""), Topics("gw/v1"), Catalog(), Limits(), Shared(1, 1), "")
     session.handle(f.LinkOpened(resumed=False), now)
@@ -138,41 +137,28 @@ def alone() -> Callable[[], None]:
                 overhead.observe(monotonic() - now)
         observe_puback(answered, now)
 
-    return once
+    return once, metrics.instruments.fold
 
 
-def calls(function: Callable[[], None]) -> int:
-    """How many calls of Python functions there are in one."""
-    count = 0
+def alone_us(blocks: int = 100) -> float:
+    """Microseconds of CPU that a command takes to be observed, and its values to be counted; the median of blocks."""
+    once, fold = alone()
 
-    def profile(_: object, event: str, __: object) -> None:
-        nonlocal count
-        count += event == "call"
-
-    sys.setprofile(profile)
-    function()
-    sys.setprofile(None)
-    return count
-
-
-def alone_us(function: Callable[[], None]) -> float:
-    """Microseconds of CPU that a call takes, with its own part taken off; the median of some blocks."""
-
-    def block(called: Callable[[], Any]) -> float:
+    def block(observe: Callable[[], object], count: Callable[[], object]) -> float:
         start = time.process_time()
-        for _ in range(ALONE // ALONE_BLOCKS):
-            called()
-        return (time.process_time() - start) / (ALONE // ALONE_BLOCKS) * 1e6
+        for _ in range(ALONE // blocks):
+            observe()
+        count()
+        return (time.process_time() - start) / (ALONE // blocks) * 1e6
 
-    return statistics.median(block(function) - block(_observe_nothing) for _ in range(ALONE_BLOCKS))
+    return statistics.median(block(once, fold) - block(_observe_nothing, _observe_nothing) for _ in range(blocks))
 
 
 @click.command()
 @click.option("--pairs", default=PAIRS, show_default=True, help=f"Each has {COMMANDS} commands with and without.")
 def main(pairs: int) -> None:
     """Print what a command costs with and without metrics, the median of the differences, and counting alone."""
-    one = alone()
-    click.echo(f"counting alone: {alone_us(one):.2f} µs a command ({ALONE:,} times)")
+    click.echo(f"counting alone: {alone_us():.2f} µs a command ({ALONE:,} times)")
     try:
         figures = uvloop.run(measure(pairs))
     except contenders.Unusable as problem:
