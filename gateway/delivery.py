@@ -29,12 +29,13 @@ class _Job:
     """A command on its way to its final outcome."""
 
     __slots__ = (
-        "attempts", "command", "confirming", "delivery", "emit_ids", "expires_at", "online", "order", "since", "state",
-        "told", "wake_at",
+        "at_most_once", "attempts", "command", "confirming", "delivery", "emit_ids", "expires_at", "online", "order",
+        "since", "state", "told", "wake_at",
     )  # fmt: skip
 
     def __init__(self, command: f.Command, order: int, now: float, *, online: bool) -> None:
         self.command = command
+        self.at_most_once = command.qos == 0 or command.event.at_most_once
         self.online = online  # the device was there when it came
         self.order = order
         self.delivery = command.delivery  # None once it was PUBACKed or the broker forgot it
@@ -46,10 +47,6 @@ class _Job:
         self.attempts = 0
         self.emit_ids: dict[int, float] = {}  # on the current socket, and when; the device may ack any of them
         self.told = False  # `queued` was published
-
-    @property
-    def at_most_once(self) -> bool:
-        return self.command.qos == 0 or self.command.event.at_most_once
 
 
 class Deliveries:
@@ -166,7 +163,8 @@ class Deliveries:
         if job is not None:
             data, problem = job.command.event.read_ack(args)
             self._finish(job, now, "nacked" if problem else "acked", data, problem, job.emit_ids[emit_id])
-            self._pump(now)
+            if self._queue:
+                self._pump(now)
         elif late is not None:
             for other in late.emit_ids:
                 self._late.pop(other, None)
@@ -189,7 +187,8 @@ class Deliveries:
         delivery = self._outcomes.published(token, code)
         if delivery is not None:
             self._settle(delivery)
-            self._pump(now)
+            if self._queue:
+                self._pump(now)
 
     def tick(self, now: float) -> None:
         """Time out and expire what is due."""
