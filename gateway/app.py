@@ -32,7 +32,7 @@ from gateway.listener import Listener
 from gateway.logs import LogHandler
 from gateway.metrics import Metrics
 from gateway.mqtt import Credentials
-from gateway.mqtt.link import Backoff
+from gateway.mqtt.link import Backoff, link_alarms
 from gateway.node import Node
 from gateway.observers import observers_of, tracer_of
 from gateway.proxies import Proxies
@@ -297,6 +297,7 @@ def _link_settings(config: Config, context: ssl.SSLContext | None) -> LinkSettin
     mqtt = config.mqtt
     return LinkSettings(
         address=mqtt.url,
+        alarms=link_alarms(),
         tls=context,
         backoff=Backoff(mqtt.reconnect_min_s, mqtt.reconnect_max_s),
         connect_timeout_s=mqtt.connect_timeout_s,

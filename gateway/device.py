@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from gateway import facts as f
+from gateway.alarms import TIMER_GRAIN_S
 from gateway.engine.effects import CloseReason
 from gateway.mqtt import (
     Closed,
@@ -30,7 +31,7 @@ from gateway.mqtt import (
     Subscription,
     Will,
 )
-from gateway.mqtt.link import TIMER_GRAIN_S, Down, Link, LinkEvent, Refused, Unavailable
+from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
 from gateway.session import DeviceSession
 from gateway.sockets import Socket
 from gateway.surroundings import OWNER_SPEAKS_WITHIN_S, Surroundings, client_id, now_rfc3339
@@ -81,6 +82,7 @@ class Device:
             _link_options(serial, around),
             credentials,
             self,
+            alarms=links.alarms,
             backoff=links.backoff,
             connect_timeout_s=links.connect_timeout_s,
             tls=links.tls,

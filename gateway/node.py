@@ -101,6 +101,7 @@ class Node:
             ),
             credentials,
             self,
+            alarms=links.alarms,
             backoff=links.backoff,
             connect_timeout_s=links.connect_timeout_s,
             tls=links.tls,

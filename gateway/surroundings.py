@@ -8,12 +8,13 @@ import msgspec
 
 from gateway import facts as f
 from gateway.addresses import BrokerUrl
+from gateway.alarms import Alarms
 from gateway.catalog import Catalog
 from gateway.commands import CommandReader
 from gateway.limits import Budget, Limits, Pace, Shared
 from gateway.metrics import Metrics
 from gateway.mqtt import Message
-from gateway.mqtt.link import Backoff
+from gateway.mqtt.link import Backoff, Link
 from gateway.sockets import SocketServer
 from gateway.topics import Life, Presence, Topics
 
@@ -24,6 +25,7 @@ class LinkSettings(msgspec.Struct, frozen=True):
     """How links are made; times in seconds."""
 
     address: BrokerUrl
+    alarms: Alarms[Link]
     tls: ssl.SSLContext | None
     backoff: Backoff
     connect_timeout_s: float

@@ -45,7 +45,7 @@ CORES = {
     "gateway.engine.effects",
     "gateway.engine.options",
     "gateway.engine.session",
-    "gateway.engine.wheel",
+    "gateway.wheel",
     "gateway.simulate",
     "gateway.simulate.packets",
     "gateway.simulate.profiles",

@@ -10,6 +10,7 @@ from gateway.device import Device
 from gateway.limits import Budget, Limits, Pace, Shared
 from gateway.metrics import Metrics
 from gateway.mqtt import Backoff, Credentials
+from gateway.mqtt.link import link_alarms
 from gateway.surroundings import LinkSettings, Surroundings
 from gateway.topics import Client, Life, Topics
 
@@ -50,7 +51,9 @@ class Quiet:
 
 def surroundings(sockets: Sockets, replays: Pace, port: int = 1) -> Surroundings:
     """Those of a node gw-1 whose broker is at a port of this machine."""
-    links = LinkSettings(BrokerUrl(host="127.0.0.1", port=port), None, Backoff(1, 1), 1.0, 60, 60, 128, 5)
+    links = LinkSettings(
+        BrokerUrl(host="127.0.0.1", port=port), link_alarms(), None, Backoff(1, 1), 1.0, 60, 60, 128, 5
+    )
     return Surroundings(
         life=Life("gw-1", "2026"),
         topics=TOPICS,

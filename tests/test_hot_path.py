@@ -10,8 +10,10 @@ import sys
 import tracemalloc
 from asyncio.selector_events import _SelectorSocketTransport as Transport  # type: ignore[attr-defined]
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -23,12 +25,14 @@ import socketio
 
 import gateway
 from gateway import edge_metrics, instruments, session_metrics
+from gateway.alarms import Alarms
 from gateway.app import Gateway
 from gateway.brokers import BrokerUnavailable, LocalBroker, local_broker
 from gateway.config import resolve
+from gateway.engine.connection import Connection as Socket
 from gateway.engine.websocket import WebSocket
 from gateway.mqtt.connection import Connection
-from gateway.mqtt.link import TIMER_GRAIN_S, TOGETHER_S, Link
+from gateway.mqtt.link import Link
 from tests.bench.contenders import UNLIMITED, Running, Timers
 from tests.bench.fleet import PAYLOAD, Fleet, connect_service
 from tests.bench.workloads import ROOM_PAYLOAD, Commands, Events, room_events
@@ -38,6 +42,8 @@ COMMANDS = 100
 GATEWAY = str(Path(gateway.__file__).parent)
 CALLS = 190  # of functions of the gateway for a command, properties among them
 COUNTING = {module.__file__ for module in (session_metrics, edge_metrics, instruments)}
+HEARTBEAT_CALLS = 31  # of functions: the look at the deadline, PING, PONG, the look whether it has come
+KEEP_ALIVE_CALLS = 34  # PINGREQ, PINGRESP, the look whether it has come
 IDLE_BYTES = 11_500  # of gateway, aiohttp and socketio for one idle device; the transports and the kernel's come on top
 SLACK_BLOCKS = COMMANDS // 2  # what the machinery around may keep: less than one block a command
 WAIT_S = 20.0
@@ -270,18 +276,72 @@ async def test_an_idle_device_takes_no_task_and_little_memory(world: World) -> N
     finally:
         tracemalloc.stop()
     assert taken.tasks == 0
-    assert taken.timers < 3  # the keep-alive; a timer of a command that is done may still stand
+    assert taken.timers < 2  # one of a command that is done may still stand
     assert taken.bytes < IDLE_BYTES
 
 
-async def test_links_wake_together(world: World) -> None:
-    """A wake-up for a keep-alive costs more than the keep-alive, here and in the broker."""
+async def test_heartbeats_and_keep_alives_are_cheap(world: World) -> None:
+    """One timer is there for all sockets and one for all links, and what they do takes few calls of functions."""
     await world.fleet.connect(10)
+    sockets, links = alarms(Socket), alarms(Link)
+    assert (len(sockets), len(links)) == (10, 11)  # the node has a link of its own
+    await until(lambda: all(link._session.all_published for link in links))
+    with calls() as made:
+        for socket in sockets:
+            socket.session._heartbeat_at = monotonic()
+            socket.tick(monotonic())
+        await until(lambda: not any(socket.session._awaits_pong for socket in sockets))
+        for socket in sockets:
+            socket.tick(monotonic())
+    assert each(made, 10) <= HEARTBEAT_CALLS, made
+    with calls() as made:
+        for link in links:
+            link._session._sent_at -= NEVER_S
+            link.tick(monotonic())
+        await until(lambda: all(link._session._pinged_at is None for link in links))
+        for link in links:
+            link.tick(monotonic())
+    assert each(made, 11) <= KEEP_ALIVE_CALLS, made
+
+
+def each(made: Counter[str], count: int) -> float:
+    """How many calls were made for each of so many, beside those that are made once for all."""
+    return sum(calls for calls in made.values() if calls >= count) / count
+
+
+def alarms(kind: type[Any]) -> list[Any]:
+    """What the one timer for all items of a kind is set for."""
     loop: Any = asyncio.get_running_loop()
-    wakes = [timer.when() for timer in loop._scheduled if getattr(timer._callback, "__func__", None) is Link._tick]
-    assert len(wakes) == 11  # of the devices, and the node's own
-    turns = [(at - TIMER_GRAIN_S) / TOGETHER_S for at in wakes]
-    assert turns == pytest.approx([round(turn) for turn in turns], abs=1e-3)
+    owners = [getattr(timer._callback, "__self__", None) for timer in loop._scheduled if not timer.cancelled()]
+    (items,) = [
+        list(owner._wheel._due)
+        for owner in owners
+        if isinstance(owner, Alarms) and any(isinstance(item, kind) for item in owner._wheel._due)
+    ]
+    return items
+
+
+async def until(done: Callable[[], bool]) -> None:
+    """Let the event loop turn until something is done."""
+    async with asyncio.timeout(WAIT_S):
+        while not done():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
+
+
+@contextmanager
+def calls() -> Iterator[Counter[str]]:
+    """Counts the calls of our functions by their names."""
+    made: Counter[str] = Counter()
+
+    def count(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(GATEWAY):
+            made[frame.f_code.co_qualname] += 1
+
+    sys.setprofile(count)
+    try:
+        yield made
+    finally:
+        sys.setprofile(None)
 
 
 def idle() -> dict[str, int]:

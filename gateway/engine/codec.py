@@ -39,6 +39,9 @@ class Packet(NamedTuple):
     data: str | bytes = ""
 
 
+_BARE: Final = {kind: Packet(kind) for kind in KINDS}  # all heartbeats are two of these
+
+
 class Generation(Value, frozen=True):
     """What differs on the wire; one value per generation, compared by identity."""
 
@@ -106,6 +109,9 @@ def decode_frame(generation: Generation, frame: str | bytes) -> Packet:
         if not frame.startswith(prefix):
             raise Malformed("binary that is no message")
         return Packet(MESSAGE, frame[len(prefix) :])
+    bare = _BARE.get(frame)
+    if bare is not None:
+        return bare
     if frame.startswith("b"):
         return _decode_base64(generation, frame)
     kind = frame[:1]

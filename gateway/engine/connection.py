@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from math import inf
+from time import monotonic
 from typing import Any, Final, Protocol
 
 from gateway.admission import Refusal
@@ -50,18 +51,14 @@ class Application(Protocol):
     on_message: Callable[["Connection", str | bytes], Pending]
     on_closed: Callable[["Connection", CloseReason], Pending]
     on_upgraded: Callable[["Connection"], None]
-
-    def now(self) -> float:
-        """Monotonic seconds."""
+    watch: Callable[["Connection", float], None]
+    """Calls `tick` when this deadline of the session has come; that may be a little late, and once too early."""
 
     def admitted(self, connection: "Connection") -> None:
         """The application knows who it is."""
 
     def forget(self, connection: "Connection") -> None:
         """No request may find the connection any more."""
-
-    def watch(self, connection: "Connection") -> None:
-        """Call `tick` when the session's deadline has come."""
 
     def keep(self, pending: Awaitable[object]) -> None:
         """See to it that `pending` is awaited."""
@@ -138,7 +135,7 @@ class Connection:
 
     def close(self, reason: CloseReason = CloseReason.SERVER) -> None:
         """End the connection; the first reason counts."""
-        self.apply(self.session.close(reason, self._app.now()))
+        self.apply(self.session.close(reason, monotonic()))
 
     def admit(self) -> None:
         """Stop the clock that closes sessions which nobody vouches for."""
@@ -173,41 +170,43 @@ class Connection:
                 socket.close(TOO_BIG)
         self.close(CloseReason.MALFORMED)
 
-    def receive(self, packet: Packet) -> Pending:
+    def receive(self, packet: Packet, now: float) -> Pending:
         """Take a packet from the session's transport; what comes back is to be waited for before the next."""
-        self.read_at = now = self._app.now()
+        self.read_at = now
         pending = self.apply(self.session.receive(packet, now))
         return None if pending is None else self.settle(pending)
 
     async def give_way(self, size: int) -> None:
         """Charge the peer for a packet of a body, and let the others have their turn."""
-        wait_s = self._charge(size)
+        wait_s = self._charge(size, monotonic())
         self._taken = (self._taken + 1) % FRAMES_PER_TURN
         if wait_s > 0 or not self._taken:
             await asyncio.sleep(wait_s)
 
-    def _charge(self, size: int) -> float:
+    def _charge(self, size: int, now: float) -> float:
         """Charge the peer for what it sent, so much; how long it has to wait, if it sends too fast, else 0."""
-        options, now = self._app.options, self._app.now()
+        options = self._app.options
         cost_s = max(1 / options.messages_per_s, size / options.bytes_per_s)
-        self._paid_until = max(self._paid_until, now) + cost_s
-        wait_s = min(self._paid_until - now - PACE_BURST_S, PACE_WAIT_MAX_S)
+        self._paid_until = cost_s + (max(now, self._paid_until))
+        wait_s = self._paid_until - now - PACE_BURST_S
         if wait_s <= 0:
             return 0.0
+        wait_s = min(wait_s, PACE_WAIT_MAX_S)
         self.refused(Refusal.MESSAGE_RATE)
         self.session.hold(wait_s)
         return wait_s
 
     def hear(self, socket: WebSocket, frame: str | bytes | None) -> Pending:
         """Take a message of a WebSocket, which may be one that probes."""
+        now = monotonic()
         pending: Pending = None
         if frame is not None:
-            packet = decode_frame(self.generation, frame)
+            packet = decode_frame(self.session.generation, frame)
             if socket is self._socket:
-                pending = self.receive(packet)
+                pending = self.receive(packet, now)
             elif socket is self._probe:
-                self.apply(self.session.receive_probe(packet, self._app.now()))
-        wait_s = self._charge(0 if frame is None else len(frame))
+                self.apply(self.session.receive_probe(packet, now))
+        wait_s = self._charge(0 if frame is None else len(frame), now)
         return self._held_up(pending, wait_s) if wait_s else pending
 
     async def _held_up(self, pending: Pending, wait_s: float) -> None:
@@ -230,8 +229,8 @@ class Connection:
 
     def may_probe(self, *, base64: bool) -> bool:
         """A WebSocket wants to take over; whether it may try."""
-        may = self.session.probe(self._app.now(), base64=base64)
-        self._watch()
+        may = self.session.probe(monotonic(), base64=base64)
+        self.apply(NOTHING)
         return may
 
     def probe(self, socket: WebSocket) -> None:
@@ -251,17 +250,17 @@ class Connection:
         finally:
             self._poll = None
 
-    def tick(self) -> None:
+    def tick(self, now: float) -> None:
         """Do what is due by now."""
-        now, self._wakes_at = self._app.now(), inf
-        self.apply(self.session.tick(now) if self.session.deadline <= now else NOTHING)
+        self._wakes_at, deadline = inf, self.session.deadline
+        if deadline <= now:
+            self.apply(self.session.tick(now))
+        elif deadline < inf:
+            self._watch(deadline)
 
-    def _watch(self) -> None:
-        """Be ticked in time: a deadline that only moves later is looked at when the old one has come."""
-        deadline = self.session.deadline
-        if deadline < self._wakes_at:
-            self._wakes_at = deadline
-            self._app.watch(self)
+    def _watch(self, deadline: float) -> None:
+        self._wakes_at = deadline
+        self._app.watch(self, deadline)
 
     # -- effects ---------------------------------------------------------------------------------------
 
@@ -270,7 +269,9 @@ class Connection:
         pending: Pending = None
         for effect in effects:
             pending = self._carry_out(effect) or pending
-        self._watch()
+        deadline = self.session.deadline
+        if deadline < self._wakes_at:  # one that only moves later is looked at when the old one has come
+            self._watch(deadline)
         return pending
 
     def _carry_out(self, effect: Effect) -> Pending:

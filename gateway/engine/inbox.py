@@ -11,12 +11,8 @@ KEPT_BYTES: Final = 65_536  # of messages that wait, before the peer is not read
 class Taker(Protocol):
     """Who takes the messages."""
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether messages have to be kept."""
-
-    def take(self, message: Any) -> None:
-        """A message was parsed, and nothing is before it."""
+    def take(self, message: Any) -> bool:
+        """A message was parsed; False if it has to be kept."""
 
     def fail(self, error: BaseException) -> None:
         """What came is no WebSocket frame."""
@@ -38,10 +34,8 @@ class Inbox(WebSocketDataQueue):
 
     def feed_data(self, data: Any, size: int) -> None:
         """A message was parsed."""
-        if self.socket.is_behind:
+        if not self.socket.take(data):
             super().feed_data(data, size)
-        else:
-            self.socket.take(data)
 
     def feed_eof(self) -> None:
         """aiohttp's own connection is over, not this."""

@@ -17,8 +17,8 @@ import msgspec
 from aiohttp import web
 
 from gateway.admission import Refusal
+from gateway.alarms import Alarms
 from gateway.crowd import Crowd
-from gateway.engine.wheel import Wheel
 from gateway.proxies import Proxies, plain
 
 log = logging.getLogger(__name__)
@@ -151,8 +151,7 @@ class Peers:
         self._loop = asyncio.get_running_loop()
         self._waiting: Crowd[Peer] = Crowd(limits.max_waiting, limits.max_waiting_per_address)
         self._handshakes: set[asyncio.Task[Any]] = set()
-        self._wheel: Wheel[Peer] = Wheel(self._loop.time(), grain_s=GRAIN_S)
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarms: Alarms[Peer] = Alarms(self._due, GRAIN_S)
 
     def __call__(self) -> Peer:
         """A connection that is about to be made."""
@@ -173,8 +172,7 @@ class Peers:
     def wait(self, peer: Peer, for_s: float) -> None:
         """Give a connection a while to send its next request; the one that has waited longest may have to go."""
         peer.due = self._loop.time() + for_s
-        self._wheel.schedule(peer, peer.due)
-        self._arm()
+        self._alarms.set(peer, peer.due)
         if not peer.address or self._proxies.trusts(peer.address):
             return
         crowded_out = self._waiting.enter(peer, peer.address)
@@ -184,7 +182,7 @@ class Peers:
 
     def leave(self, peer: Peer) -> None:
         """A connection does not wait any more."""
-        self._wheel.cancel(peer)
+        self._alarms.cancel(peer)
         self._waiting.leave(peer)
 
     def shake(self, connection: socket.socket, address: str, tls: ssl.SSLContext) -> None:
@@ -198,8 +196,7 @@ class Peers:
 
     async def close(self) -> None:
         """Watch no more, and end the handshakes under way."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarms.stop()
         for task in self._handshakes:
             task.cancel()
         await asyncio.gather(*self._handshakes, return_exceptions=True)
@@ -218,20 +215,12 @@ class Peers:
         if problem is not None and not isinstance(problem, OSError):  # what a peer can do wrong is one
             log.error("handshake failed", exc_info=problem)
 
-    def _arm(self) -> None:
-        if self._timer is None and len(self._wheel):
-            self._timer = self._loop.call_at(self._wheel.next_turn(self._loop.time()), self._turn)
-
-    def _turn(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        for peer in self._wheel.advance(now):
-            if peer.due > now:
-                self._wheel.schedule(peer, peer.due)
-            else:
-                self.leave(peer)
-                peer.turn_out(Refusal.SLOW_REQUEST, "408 Request Timeout")
-        self._arm()
+    def _due(self, peer: Peer, now: float) -> None:
+        if peer.due > now:
+            self._alarms.set(peer, peer.due)
+        else:
+            self.leave(peer)
+            peer.turn_out(Refusal.SLOW_REQUEST, "408 Request Timeout")
 
 
 class Arrival(asyncio.Protocol):

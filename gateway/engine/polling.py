@@ -1,6 +1,7 @@
 """HTTP long polling on aiohttp: polls, POSTs, and the shape of every response."""
 
 import asyncio
+from time import monotonic
 from typing import Final
 
 from aiohttp import web
@@ -125,7 +126,7 @@ async def _receive_all(request: web.Request, connection: Connection, options: En
     if not binary and jsonp_index(request, connection) is not None:
         body = decode_jsonp(body)
     for packet in decode_payload(connection.generation, body, binary=binary):
-        pending = connection.receive(packet)
+        pending = connection.receive(packet, monotonic())
         if pending is not None:
             await pending
         await connection.give_way(len(packet.data))

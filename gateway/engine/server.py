@@ -25,6 +25,7 @@ from typing import Any, Final, Protocol
 from aiohttp import web
 
 from gateway.admission import CROWDED, Admission, Refusal, Refused
+from gateway.alarms import Alarms
 from gateway.engine import polling
 from gateway.engine.codec import Generation, generation_of
 from gateway.engine.connection import Connection, Pending
@@ -33,7 +34,6 @@ from gateway.engine.handshake import accept
 from gateway.engine.headers import cookie_of, cors, environ_of, preflight
 from gateway.engine.options import EngineOptions
 from gateway.engine.session import Session
-from gateway.engine.wheel import Wheel
 from gateway.proxies import Proxies
 
 logger = logging.getLogger(__name__)
@@ -80,8 +80,9 @@ class EngineServer:
         self._connections: dict[str, Connection] = {}
         self._callbacks: set[asyncio.Future[object]] = set()
         self._background: set[asyncio.Future[object]] = set()
-        self._wheel: Wheel[Connection] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        grain_s = min(GRAIN_S, self.options.ping_interval_s / GRAINS_PER_INTERVAL)
+        self._alarms: Alarms[Connection] = Alarms(Connection.tick, grain_s)
+        self.watch: Callable[[Connection, float], None] = self._alarms.set
         self._closing = False
 
     # -- for the application ---------------------------------------------------------------------------
@@ -120,8 +121,7 @@ class EngineServer:
         self._closing = True
         for connection in list(self.connections):
             connection.close(CloseReason.SHUTDOWN)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarms.stop()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._callbacks, *self._background, return_exceptions=True)
@@ -165,7 +165,7 @@ class EngineServer:
             return await self._handshake(request, Transport(transport))
         connection = self._connections.get(sid)
         if connection is not None:
-            connection.tick()  # so that a session is never found alive past its deadline
+            connection.tick(monotonic())  # so that a session is never found alive past its deadline
         if connection is None or sid not in self._connections:
             relayed = None if self.relay is None else await self.relay.serve(request, sid)
             return relayed or polling.refuse(polling.UNKNOWN_SID)
@@ -187,7 +187,7 @@ class EngineServer:
         if self._closing:
             return polling.refuse(polling.UNAVAILABLE)
         sid, address = self.generate_id(), self._address(request)
-        refused = self.admission.handshake(address, self.now()) or self._place(sid, address)
+        refused = self.admission.handshake(address, monotonic()) or self._place(sid, address)
         if refused is not None:
             return self._turn_away(request, refused)
         try:
@@ -241,7 +241,7 @@ class EngineServer:
 
     async def _upgrade(self, request: web.Request, connection: Connection) -> web.StreamResponse:
         # The request may come from another node, which relays those of many.
-        refused = self.admission.handshake(str(connection.environ["REMOTE_ADDR"]), self.now())
+        refused = self.admission.handshake(str(connection.environ["REMOTE_ADDR"]), monotonic())
         if refused is not None:
             return self._turn_away(request, refused)
         may_probe = connection.may_probe(base64=bool(request.query.get("b64")))
@@ -261,15 +261,11 @@ class EngineServer:
         self, sid: str, generation: Generation, transport: Transport, request: web.Request, address: str
     ) -> Connection:
         base64 = bool(request.query.get("b64"))
-        session = Session(sid, generation, transport, self.options, self.now(), base64=base64)
+        session = Session(sid, generation, transport, self.options, monotonic(), base64=base64)
         connection = self._connections[sid] = Connection(self, session, environ_of(request, address))
         return connection
 
     # -- for connections -------------------------------------------------------------------------------
-
-    def now(self) -> float:
-        """Monotonic seconds."""
-        return monotonic()
 
     def admitted(self, connection: Connection) -> None:
         """The application knows who it is: it is no stranger any more."""
@@ -283,30 +279,7 @@ class EngineServer:
         """No request may find the connection any more."""
         self._connections.pop(connection.sid, None)
         self.admission.strangers.leave(connection.sid)
-        if self._wheel is not None:
-            self._wheel.cancel(connection)
-
-    def watch(self, connection: Connection) -> None:
-        """Tick the connection when its deadline has come."""
-        deadline = connection.session.deadline
-        if deadline == float("inf"):
-            return
-        if self._wheel is None:
-            grain_s = min(GRAIN_S, self.options.ping_interval_s / GRAINS_PER_INTERVAL)
-            self._wheel = Wheel(self.now(), grain_s=grain_s)
-        self._wheel.schedule(connection, deadline)
-        self._arm(self._wheel)
-
-    def _arm(self, wheel: Wheel[Connection]) -> None:
-        if self._timer is None and len(wheel) and not self._closing:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(wheel.next_turn(loop.time()), self._turn, wheel)
-
-    def _turn(self, wheel: Wheel[Connection]) -> None:
-        self._timer = None
-        for connection in wheel.advance(self.now()):
-            connection.tick()
-        self._arm(wheel)
+        self._alarms.cancel(connection)
 
     def keep(self, pending: Awaitable[object]) -> None:
         """Run what a callback has begun; `shutdown` waits for it."""

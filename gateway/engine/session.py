@@ -46,6 +46,7 @@ from gateway.engine.options import EngineOptions
 NOOP_EVERY_S: Final = 0.1  # engine.io lib/socket.ts: how often a parked poll is released during a probe
 LINGER_S: Final = 30.0  # engine.io lib/transports/polling.ts: how long CLOSE waits for a poll to carry it
 TICK_LATE_S: Final = 0.05  # a device is not charged for a tick that comes later than this, nor paid for one within
+WEBSOCKET: Final = Transport.WEBSOCKET  # looked up once: a member of an enumeration costs as much as two calls
 PACKET_BYTES: Final = 64  # what a waiting packet costs beside its data: bounds the number of empty ones
 
 
@@ -102,6 +103,8 @@ class Session:
     @property
     def deadline(self) -> float:
         """When `tick` has to be called next; inf: never."""
+        if self._admit_by == self._probe_by == self._noop_at == self._forget_at == inf:  # as a rule
+            return self._heartbeat_at
         return min(self._heartbeat_at, self._admit_by, self._probe_by, self._noop_at, self._forget_at)
 
     @property
@@ -117,7 +120,7 @@ class Session:
     @property
     def writes(self) -> bool:
         """Whether a message that is sent now is written to the WebSocket at once."""
-        return self.closed is None and self.transport is Transport.WEBSOCKET
+        return self.closed is None and self.transport is WEBSOCKET
 
     @property
     def has_waiting(self) -> bool:
@@ -173,7 +176,7 @@ class Session:
     def _push(self, packet: Packet) -> Effects:
         if self.closed is not None:
             return NOTHING
-        if self.transport is Transport.WEBSOCKET:
+        if self.transport is WEBSOCKET:
             return (Write(encode_frame(self.generation, packet, base64=self._base64)),)
         if self._buffered_bytes > self._options.max_buffer_bytes:
             return self._end(CloseReason.SLOW)
@@ -204,7 +207,7 @@ class Session:
         if (kind == PING) is not self.generation.client_pings:
             return self.close(CloseReason.MALFORMED, now)
         if kind == PING:
-            return self._push(Packet(PONG))
+            return self._beat(PONG)
         self._awaits_pong = False
         self._heartbeat_at = now + self._options.ping_interval_s
         return NOTHING
@@ -306,7 +309,10 @@ class Session:
             return self.close(CloseReason.PING_TIMEOUT, now)
         self._awaits_pong = True
         self._heartbeat_at = max(self._heartbeat_at, now - TICK_LATE_S) + self._options.ping_timeout_s
-        return self._push(Packet(PING))
+        return self._beat(PING)
+
+    def _beat(self, kind: str) -> Effects:
+        return (Write(kind),) if self.transport is WEBSOCKET else self._push(Packet(kind))
 
     @property
     def _silence_s(self) -> float:

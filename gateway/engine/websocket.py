@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from aiohttp import WebSocketError, WSMessage, WSMsgType
 from aiohttp.http import WebSocketReader, WSMessageTextBytes
 
-from gateway.engine.codec import Malformed, to_utf8
+from gateway.engine.codec import PING, PONG, Malformed, to_utf8
 from gateway.engine.effects import CloseReason
 from gateway.engine.inbox import Inbox
 from gateway.engine.options import EngineOptions
@@ -25,6 +25,9 @@ TOO_BIG: Final = 1009
 SYNC_TAIL: Final = b"\x00\x00\xff\xff"  # RFC 7692 7.2.1: not sent
 # What has come at once, up to 256 KB, may be 40,000 frames: then one peer holds up all others.
 FRAMES_PER_TURN: Final = 8  # a quarter of a millisecond
+# Looked up once: a member of an enumeration costs as much as two calls.
+MESSAGE_TEXT: Final = WSMsgType.TEXT
+MESSAGE_BINARY: Final = WSMsgType.BINARY
 _TEXT, _BINARY, _CLOSE, _PONG, _FIN, _DEFLATED = 0x1, 0x2, 0x8, 0xA, 0x80, 0x40
 
 
@@ -42,6 +45,9 @@ def framed(text: str) -> bytes:
     """A message as it is on the wire, for every WebSocket that does not deflate."""
     data = to_utf8(text)
     return encode_header(_TEXT, len(data)) + data
+
+
+HEARTBEATS: Final[dict[str | bytes, bytes]] = {kind: framed(kind) for kind in (PING, PONG)}  # the same for all
 
 
 class Hearer(Protocol):
@@ -92,11 +98,6 @@ class WebSocket(asyncio.Protocol):
 
     # -- messages in -----------------------------------------------------------------------------------
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether messages have to be kept."""
-        return self._behind is not None or self._hearer is None or self._turn >= FRAMES_PER_TURN
-
     def start(self, hearer: Hearer, pending: Awaitable[object] | None = None) -> None:
         """Hand messages over from now on; what came before waits for `pending`."""
         self._hearer = hearer
@@ -129,22 +130,27 @@ class WebSocket(asyncio.Protocol):
         if parser is None:
             return
         parser.feed_data(data)
+        if self._turn < FRAMES_PER_TURN:  # else some may have been kept
+            return
         if self._behind is None and self._hearer is not None and self._inbox is not None and self._inbox.waits:
             self._fall_behind(None)
 
-    def take(self, message: WSMessage) -> None:
-        """A message was parsed, and nothing is before it."""
+    def take(self, message: WSMessage) -> bool:
+        """A message was parsed; False if it has to be kept."""
+        if self._behind is not None or self._hearer is None or self._turn >= FRAMES_PER_TURN:
+            return False
         self._turn += 1
         pending = self._hear(message)
         if pending is not None:
             self._fall_behind(pending)
+        return True
 
     def _hear(self, message: WSMessage | WSMessageTextBytes) -> Awaitable[object] | None:
         hearer, kind = self._hearer, message.type
         if hearer is None:
             return None
         try:
-            if kind is WSMsgType.TEXT or kind is WSMsgType.BINARY:
+            if kind is MESSAGE_TEXT or kind is MESSAGE_BINARY:
                 return hearer.hear(self, message.data)
             if kind is WSMsgType.CLOSE:
                 self._end(CloseReason.CLIENT)
@@ -200,6 +206,10 @@ class WebSocket(asyncio.Protocol):
         """Send a message; whether the peer keeps up. What is over the limit is not written."""
         if self._stalled:
             return False
+        beat = HEARTBEATS.get(frame) if len(frame) == 1 else None
+        if beat is not None:
+            self.send(beat)
+            return True
         data, opcode = (to_utf8(frame), _TEXT) if isinstance(frame, str) else (frame, _BINARY)
         deflated = self._deflate_over_bytes is not None and len(data) > self._deflate_over_bytes
         if deflated:

@@ -40,14 +40,14 @@ class Inbox:
     done with. So a written one is remembered until the broker has answered a packet that was written after it.
     """
 
-    __slots__ = ("_confirming", "_count", "_events", "_maximum", "_pending", "_probe", "_stale", "_written")
+    __slots__ = ("_count", "_events", "_maximum", "_probe", "_stale", "_written", "confirming", "pending")
 
     def __init__(self, receive_maximum: int, events: list[Event]) -> None:
         self._maximum = receive_maximum
         self._events = events
         self._count = 0
-        self._confirming = 0  # how many owners wait to hear of a PUBACK
-        self._pending: dict[int, _Delivery] | None = None  # by packet id, in the order of receipt
+        self.confirming = 0  # how many owners wait to hear of a PUBACK
+        self.pending: dict[int, _Delivery] | None = None  # by packet id, in the order of receipt
         self._written: dict[int, _Delivery] | None = None  # their PUBACK was written
         self._probe: tuple[int, dict[int, _Delivery]] | None = None  # written before the packet of this id
         self._stale: dict[int, _Delivery] | None = None  # of an earlier connection, not redelivered yet
@@ -56,17 +56,17 @@ class Inbox:
         """Expect redeliveries, or none: without the session the old packet ids mean nothing."""
         if not session_present:
             self._stale = None
-            self._confirming = 0
+            self.confirming = 0
 
     def closed(self) -> None:
         """Keep what the broker may have no PUBACK for; it never has more than the maximum of them."""
         written = (self._probe[1] if self._probe else {}) | (self._written or {})
-        if written or self._pending:
-            stale = (self._stale or {}) | written | (self._pending or {})
+        if written or self.pending:
+            stale = (self._stale or {}) | written | (self.pending or {})
             while len(stale) > self._maximum:
                 self._confirm((stale.pop(next(iter(stale))),))
             self._stale = stale
-            self._pending = self._written = self._probe = None
+            self.pending = self._written = self._probe = None
 
     def receive(self, packet: mqtt5.PublishPacket) -> None:
         """Surface a message, but not the redelivery of one that its owner has, or is done with."""
@@ -77,25 +77,25 @@ class Inbox:
             self._events.append(Received(message, None, False))
             return
         packet_id = self._check(packet)
-        if self._pending is None:
-            self._pending = {}
+        if self.pending is None:
+            self.pending = {}
         for unread in (self._written, self._probe[1] if self._probe else None):
             if unread and (read := unread.pop(packet_id, None)):  # the id is in use again: the PUBACK has arrived
                 self._confirm((read,))
         known, fingerprint = self._stale.pop(packet_id, None) if self._stale else None, message.fingerprint
         if known and packet.duplicate and known.fingerprint == fingerprint:
-            self._pending[packet_id] = known
+            self.pending[packet_id] = known
             return
         if known:
             self._confirm((known,))
         self._count += 1
         number = self._count << 16 | packet_id
-        self._pending[packet_id] = _Delivery(number, fingerprint)
+        self.pending[packet_id] = _Delivery(number, fingerprint)
         self._events.append(Received(message, number, packet.duplicate))
 
     def _check(self, packet: mqtt5.PublishPacket) -> int:
         """Packet id of a QoS 1 PUBLISH that keeps the rules."""
-        packet_id, pending = packet.packet_id, self._pending or ()
+        packet_id, pending = packet.packet_id, self.pending or ()
         if packet.qos == mqtt5.QoS.EXACTLY_ONCE:
             raise Malformed("QoS 2 was not subscribed", Code.PROTOCOL_ERROR)
         if not packet_id or packet_id in pending:  # [MQTT-2.2.1-4]
@@ -107,19 +107,19 @@ class Inbox:
     def puback(self, delivery: int, *, confirm: bool) -> None:
         """Mark a delivery as done; a void one is ignored, but confirmed at once."""
         packet_id = delivery & 0xFFFF
-        for deliveries in (self._pending, self._stale):
+        for deliveries in (self.pending, self._stale):
             if deliveries and (known := deliveries.get(packet_id)) and known.number == delivery:
                 known.acked = True
                 if confirm and not known.confirm:
                     known.confirm = True
-                    self._confirming += 1
+                    self.confirming += 1
                 return
         if confirm:
             self._events.append(Settled(delivery))
 
     def settle(self, out: list[bytes]) -> None:
         """Write the PUBACKs that are due: in the order of receipt [MQTT-4.6.0-2]."""
-        pending = self._pending
+        pending = self.pending
         if not pending:
             return
         due = []
@@ -136,7 +136,7 @@ class Inbox:
             out.append(mqtt5.PubAckPacket(packet_id).write())
         while len(self._written) > self._maximum:  # the broker sent more since than it may without the oldest PUBACK
             self._confirm((self._written.pop(next(iter(self._written))),))
-        self._pending = pending or None
+        self.pending = pending or None
 
     def probe(self, packet_id: int) -> None:
         """Note that a packet follows which the broker answers: then it has read the PUBACKs before it."""
@@ -155,7 +155,7 @@ class Inbox:
     @property
     def asks(self) -> bool:
         """Whether an owner waits to hear of a PUBACK, and only a PINGREQ can tell."""
-        if not self._confirming or self._probe:
+        if self._probe:
             return False
         unread = (*(self._written or {}).values(), *(self._stale or {}).values())
         return any(delivery.confirm for delivery in unread)
@@ -164,7 +164,7 @@ class Inbox:
         """Tell the owners that the broker has read these PUBACKs."""
         for delivery in deliveries:
             if delivery.confirm:
-                self._confirming -= 1
+                self.confirming -= 1
                 self._events.append(Settled(delivery.number))
 
 
@@ -191,9 +191,9 @@ class Outbox:
         "_max_packet_bytes",
         "_options",
         "_shared",
-        "_waiting",
         "_waiting_bytes",
         "_window",
+        "waiting",
     )
 
     def __init__(self, options: Options, events: list[Event], shared: Budget | None) -> None:
@@ -201,7 +201,7 @@ class Outbox:
         self._events = events
         self._shared = shared  # bytes that wait in all outboxes of the node
         self._in_flight: dict[int, _Outgoing] | None = None  # by packet id, in the order sent
-        self._waiting: deque[_Outgoing] | None = None
+        self.waiting: deque[_Outgoing] | None = None
         self._waiting_bytes = 0
         self._last_id = 0
         self._max_packet_bytes = MAX_PACKET_BYTES
@@ -212,38 +212,38 @@ class Outbox:
         self._max_packet_bytes = connack.max_packet_size or MAX_PACKET_BYTES
         self._window = min(connack.receive_max, self._options.receive_maximum, LAST_PUBLISH_ID)
         if self._in_flight:
-            self._waiting = deque([*self._in_flight.values(), *(self._waiting or ())])
-            self._hold(sum(o.message.size_bytes for o in self._waiting) - self._waiting_bytes)
+            self.waiting = deque([*self._in_flight.values(), *(self.waiting or ())])
+            self._hold(sum(o.message.size_bytes for o in self.waiting) - self._waiting_bytes)
             self._in_flight = None
         if not connack.session_present:
-            for outgoing in self._waiting or ():
+            for outgoing in self.waiting or ():
                 outgoing.packet_id = 0
 
     def closed(self) -> None:
         """Drop QoS 0: it is now or never."""
-        for outgoing in [o for o in self._waiting or () if not o.message.qos]:
+        for outgoing in [o for o in self.waiting or () if not o.message.qos]:
             self._remove(outgoing)
             if outgoing.token is not None:
                 self._events.append(Dropped(outgoing.token))
 
     def add(self, message: Message, token: int | None, droppable: bool) -> None:
         """Queue a publish."""
-        if self._waiting is None:
-            self._waiting = deque()
-        self._waiting.append(_Outgoing(message, token, droppable))
+        if self.waiting is None:
+            self.waiting = deque()
+        self.waiting.append(_Outgoing(message, token, droppable))
         self._hold(message.size_bytes)
 
     def trim(self) -> None:
         """Over the bounds, drop the oldest that may be dropped."""
-        while self._waiting and self._is_over() and (victim := self._oldest_droppable()):
+        while self.waiting and self._is_over() and (victim := self._oldest_droppable()):
             self._remove(victim)
             self._events.append(Dropped(victim.token))
 
     def leftover(self) -> list[Message]:
         """Give up all publishes; return those that might have been dropped, oldest first."""
-        left = [*(self._in_flight or {}).values(), *(self._waiting or ())]
+        left = [*(self._in_flight or {}).values(), *(self.waiting or ())]
         self._hold(-self._waiting_bytes)
-        self._in_flight = self._waiting = None
+        self._in_flight = self.waiting = None
         return [outgoing.message for outgoing in left if outgoing.droppable]
 
     def _hold(self, size_bytes: int) -> None:
@@ -255,30 +255,30 @@ class Outbox:
         options = self._options
         if self._shared is not None and self._shared.is_over:
             return True
-        return len(self._waiting or ()) > options.max_waiting or self._waiting_bytes > options.max_waiting_bytes
+        return len(self.waiting or ()) > options.max_waiting or self._waiting_bytes > options.max_waiting_bytes
 
     def _oldest_droppable(self) -> _Outgoing | None:
         """What was sent is none: it must be sent again [MQTT-4.4.0-1]."""
-        return next((o for o in self._waiting or () if o.droppable and not o.packet_id), None)
+        return next((o for o in self.waiting or () if o.droppable and not o.packet_id), None)
 
     def _remove(self, outgoing: _Outgoing) -> None:
-        if self._waiting is not None:
-            self._waiting.remove(outgoing)
+        if self.waiting is not None:
+            self.waiting.remove(outgoing)
             self._hold(-outgoing.message.size_bytes)
 
     @property
     def backlog(self) -> int:
         """How many publishes wait to be written."""
-        return len(self._waiting or ())
+        return len(self.waiting or ())
 
     @property
     def is_empty(self) -> bool:
         """Whether no publish waits or has no PUBACK yet."""
-        return not self._waiting and not self._in_flight
+        return not self.waiting and not self._in_flight
 
     def send(self, out: list[bytes], now: float) -> int:
         """Write, in order, what the window allows [MQTT-3.3.4-7]; packet id of the last QoS 1 publish, 0 for none."""
-        waiting, last_id = self._waiting, 0
+        waiting, last_id = self.waiting, 0
         while waiting and not (waiting[0].message.qos and len(self._in_flight or ()) >= self._window):
             outgoing = waiting.popleft()
             self._hold(-outgoing.message.size_bytes)
@@ -286,7 +286,7 @@ class Outbox:
                 out.append(packet)
                 outgoing.sent_at = now
                 last_id = outgoing.packet_id or last_id
-        self._waiting = waiting or None
+        self.waiting = waiting or None
         return last_id
 
     def _write(self, outgoing: _Outgoing) -> bytes | None:

@@ -11,13 +11,13 @@ import random
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from math import ceil
 from time import monotonic
 from typing import Any, Final
 
 import mqtt5
 
 from gateway.addresses import BrokerUrl
+from gateway.alarms import Alarms
 from gateway.limits import Budget
 from gateway.mqtt import (
     Backoff,
@@ -39,7 +39,6 @@ from gateway.mqtt.session import SESSION_TAKEN_OVER, MqttSession
 
 __all__ = ["Backoff", "Down", "Link", "LinkEvent", "LinkOwner", "Refused", "Unavailable"]
 
-TIMER_GRAIN_S: Final = 0.001  # uvloop's timers round to milliseconds: one that is early would only be set again
 TOGETHER_S: Final = 0.25  # links that are due within it wake at one time, and wake the broker once
 
 
@@ -50,11 +49,13 @@ class Link:
         may_reconnect: asked before every attempt after a cut without a reason, which is also how some brokers tell of
             a takeover; False ends the link with Closed, an exception means True. It bounds its own time, and is
             cancelled by `close()`, `abort()` and a `prove()` that the broker accepts.
+        alarms: what wakes it, from `link_alarms()`: one for all links.
         waiting_bytes: see `MqttSession`.
     """
 
     __slots__ = (
         "_address",
+        "_alarms",
         "_attempting",
         "_backoff",
         "_connect_timeout_s",
@@ -70,7 +71,6 @@ class Link:
         "_proofs",
         "_session",
         "_task",
-        "_timer",
         "_tls",
         "_uniform",
         "_wanted",
@@ -84,6 +84,7 @@ class Link:
         credentials: Credentials,
         owner: LinkOwner,
         *,
+        alarms: "Alarms[Link]",
         backoff: Backoff,
         connect_timeout_s: float,
         tls: ssl.SSLContext | None = None,
@@ -95,6 +96,7 @@ class Link:
         self._tls = tls
         self._credentials = credentials
         self._owner = owner
+        self._alarms = alarms
         self._backoff = backoff
         self._connect_timeout_s = connect_timeout_s
         self._may_reconnect = may_reconnect
@@ -110,7 +112,6 @@ class Link:
         self._proofs: asyncio.Lock | None = None  # in the order of `prove()`
         self._held: Closed | None = None  # loss of the current connection while another proves itself
         self._drained: asyncio.Future[None] | None = None  # `close()` waits for the last PUBACK
-        self._timer: asyncio.TimerHandle | None = None
         self.read_at = 0.0  # when the latest bytes came, in monotonic seconds
 
     # --- connecting
@@ -279,9 +280,7 @@ class Link:
     def _leave(self) -> Connection | None:
         """Have no current connection any more; the one it was."""
         connection, self._current = self._current, None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._alarms.cancel(self)
         self._end_drain()
         return connection
 
@@ -294,7 +293,8 @@ class Link:
         """Bytes came on a connection."""
         if connection is self._current:
             self.read_at = monotonic()
-            self._deliver(self._session.receive(data))
+            if events := self._session.receive(data):
+                self._deliver(events)
             self.flush()
 
     def cut(self, connection: Connection, reason: str) -> None:
@@ -338,13 +338,16 @@ class Link:
     def _arm(self) -> None:
         """Wake soon after the deadline of the session; as that only moves later, no write needs to re-arm."""
         deadline = self._session.deadline
-        if deadline is not None and self._timer is None:
-            together = ceil(deadline / TOGETHER_S) * TOGETHER_S
-            self._timer = asyncio.get_running_loop().call_at(together + TIMER_GRAIN_S, self._tick)
+        if deadline is not None:
+            self._alarms.set(self, deadline)
 
-    def _tick(self) -> None:
-        self._timer = None
-        self._deliver(self._session.tick(monotonic()))
+    def tick(self, now: float) -> None:
+        """Keep the connection alive, if it is time to."""
+        deadline = self._session.deadline
+        if deadline is not None and deadline > now:  # something was written since
+            self._alarms.set(self, deadline)
+            return
+        self._deliver(self._session.tick(now))
         self.flush()
         self._arm()
 
@@ -354,7 +357,8 @@ class Link:
         """Write what is due; the link does so itself after each event it delivers from the broker."""
         connection = self._current
         if connection is not None and connection.writable:
-            connection.write(self._session.output(monotonic()))
+            if data := self._session.output(monotonic()):
+                connection.write(data)
         else:
             self._session.hold()
         if self._session.has_events:
@@ -385,3 +389,8 @@ class Link:
     def unsubscribe(self, topic_filter: str) -> None:
         """See `MqttSession.unsubscribe`."""
         self._session.unsubscribe(topic_filter)
+
+
+def link_alarms() -> Alarms[Link]:
+    """What wakes the links of a node."""
+    return Alarms(Link.tick, TOGETHER_S)

@@ -27,12 +27,16 @@ from gateway.mqtt import (
 from gateway.mqtt.flow import PING, Inbox, Outbox
 from gateway.mqtt.wire import (
     LAST_PUBLISH_ID,
+    PINGREQ,
+    PINGRESP,
     Code,
     Malformed,
     packet_end,
     read_connack,
     read_packet,
     write_connect,
+    write_disconnect,
+    write_subscribe,
 )
 
 __all__ = [
@@ -110,7 +114,7 @@ class MqttSession:
         """CONNECT and SUBSCRIBE in one write; a connection that is current goes on meanwhile."""
         self._asked = tuple(self._desired.values()) if self._desired is not None else self._options.subscriptions
         packets = [write_connect(self._options, credentials)]
-        packets += (_write_subscribe(packet_id, group) for packet_id, group in self._asked_groups())
+        packets += (write_subscribe(packet_id, group) for packet_id, group in self._asked_groups())
         return b"".join(packets)
 
     def opened(self, connack: mqtt5.ConnAckPacket, now: float) -> list[Event]:
@@ -139,7 +143,7 @@ class MqttSession:
         """Say goodbye after all that may be sent; a no-op without a connection."""
         if self._connected:
             self._flow(self._sent_at)  # no PUBACK comes to be timed
-            farewell = [*self._out, _write_disconnect(code, session_expiry_s)]
+            farewell = [*self._out, write_disconnect(code, session_expiry_s)]
             self.closed()
             self._out += farewell
 
@@ -169,7 +173,8 @@ class MqttSession:
         """Bytes to write now, all packets in one; the caller writes them or closes."""
         if self._connected:
             self._flow(now)
-            if self._inbox.asks and self._pinged_at is None:  # of two pings under way the first would answer for both
+            # Of two pings under way the first would answer for both.
+            if self._inbox.confirming and self._pinged_at is None and self._inbox.asks:
                 self._ping(now)
         if not self._out:
             return b""
@@ -180,14 +185,16 @@ class MqttSession:
 
     def _ping(self, now: float) -> None:
         self._pinged_at = now
-        self._out.append(mqtt5.PingReqPacket().write())
+        self._out.append(PINGREQ)
         self._inbox.probe(PING)
 
     def _flow(self, now: float) -> None:
-        self._inbox.settle(self._out)
-        if last_id := self._outbox.send(self._out, now):
-            self._inbox.probe(last_id)
-        self._outbox.trim()
+        if self._inbox.pending:
+            self._inbox.settle(self._out)
+        if self._outbox.waiting:
+            if last_id := self._outbox.send(self._out, now):
+                self._inbox.probe(last_id)
+            self._outbox.trim()
 
     def hold(self) -> None:
         """Keep the bounds although nothing can be written now: instead of `output()`."""
@@ -195,12 +202,14 @@ class MqttSession:
 
     def receive(self, data: bytes) -> list[Event]:
         """Take bytes of the current connection; ignored when there is none. Never raises on what they are."""
-        if self._connected:
+        if data == PINGRESP and self._partial is None and self._connected:  # all that comes to a link that is idle
+            self._on_pingresp()
+        elif self._connected:
             try:
                 self._feed(data)
             except Malformed as error:  # [MQTT-4.13.1-1]
                 self.closed()
-                self._out.append(_write_disconnect(error.code))
+                self._out.append(write_disconnect(error.code))
                 self._events.append(Closed(error.code, str(error)))
         return self.take_events()
 
@@ -258,8 +267,7 @@ class MqttSession:
                 self._inbox.answered(packet.packet_id)
                 self._outbox.on_puback(packet)
             case mqtt5.PingRespPacket():
-                self._inbox.answered(PING)
-                self._pinged_at = None
+                self._on_pingresp()
             case mqtt5.SubAckPacket() | mqtt5.UnsubAckPacket():
                 self._on_suback(packet)
             case mqtt5.DisconnectPacket():
@@ -267,6 +275,10 @@ class MqttSession:
                 self._events.append(Closed(packet.reason_code.value, packet.reason_str or packet.reason_code.name))
             case _:
                 raise Malformed(f"unexpected {type(packet).__name__}", Code.PROTOCOL_ERROR)
+
+    def _on_pingresp(self) -> None:
+        self._pinged_at = None
+        self._inbox.answered(PING)
 
     # --- messages
 
@@ -334,7 +346,7 @@ class MqttSession:
         if subscriptions:
             packet_id = self._free_control_id()
             self._await_suback(packet_id, [s.topic_filter for s in subscriptions])
-            self._out.append(_write_subscribe(packet_id, subscriptions))
+            self._out.append(write_subscribe(packet_id, subscriptions))
 
     def _send_unsubscribe(self, topic_filters: Sequence[str]) -> None:
         if topic_filters and self._unwanted is not None:
@@ -370,24 +382,3 @@ class MqttSession:
         elif self._unwanted:
             unwanted = {name: sent for name, sent in self._unwanted.items() if sent != packet.packet_id}
             self._unwanted = unwanted or None
-
-
-def _write_subscribe(packet_id: int, subscriptions: Sequence[Subscription]) -> bytes:
-    """SUBSCRIBE; the retain flag is kept as published."""
-    handling = mqtt5.RetainHandling
-    filters = [
-        mqtt5.TopicFilter(
-            s.topic_filter,
-            max_qos=mqtt5.QoS(s.qos),
-            no_local=s.no_local,
-            retain_as_published=True,
-            retain_handling=handling.SEND_ALWAYS if s.retained else handling.SEND_NEVER,
-        )
-        for s in subscriptions
-    ]
-    return mqtt5.SubscribePacket(packet_id, filters).write()
-
-
-def _write_disconnect(code: int, session_expiry_s: int | None = None) -> bytes:
-    """DISCONNECT with a reason code and, if given, another session expiry."""
-    return mqtt5.DisconnectPacket(reason_code=Code(code), session_expiry_interval=session_expiry_s).write()

@@ -5,6 +5,7 @@ The functions translate: values into packets, bytes into packets, the codec's ex
 """
 
 import re
+from collections.abc import Sequence
 
 import mqtt5
 
@@ -12,6 +13,7 @@ from gateway.mqtt import (
     Credentials,
     Message,
     Options,
+    Subscription,
     Will,
 )
 
@@ -19,6 +21,7 @@ Code = mqtt5.DisconnectReasonCode
 LAST_PUBLISH_ID = 0x7FFF  # ids above are for SUBSCRIBE and UNSUBSCRIBE: a pipelined one never collides
 TOPIC_NAME_INVALID = 0x90  # PUBACK reasons (3.4.2.1), given without sending
 PACKET_TOO_LARGE = 0x95
+PINGREQ, PINGRESP = b"\xc0\x00", b"\xd0\x00"  # 3.12, 3.13
 MAX_PACKET_BYTES = 268_435_455 + 5  # the largest Remaining Length and its header (2.1.4)
 _CONNACK = 0x20  # first byte of the only packet that may answer a CONNECT here (3.2.1)
 _MAX_CONNACK_BYTES = 65_536
@@ -168,3 +171,24 @@ def _will(will: Will) -> mqtt5.Will:
         will_delay_interval=will.delay_s,
         user_properties=list(message.user_properties),
     )
+
+
+def write_subscribe(packet_id: int, subscriptions: Sequence[Subscription]) -> bytes:
+    """SUBSCRIBE; the retain flag is kept as published."""
+    handling = mqtt5.RetainHandling
+    filters = [
+        mqtt5.TopicFilter(
+            s.topic_filter,
+            max_qos=mqtt5.QoS(s.qos),
+            no_local=s.no_local,
+            retain_as_published=True,
+            retain_handling=handling.SEND_ALWAYS if s.retained else handling.SEND_NEVER,
+        )
+        for s in subscriptions
+    ]
+    return mqtt5.SubscribePacket(packet_id, filters).write()
+
+
+def write_disconnect(code: int, session_expiry_s: int | None = None) -> bytes:
+    """DISCONNECT with a reason code and, if given, another session expiry."""
+    return mqtt5.DisconnectPacket(reason_code=Code(code), session_expiry_interval=session_expiry_s).write()

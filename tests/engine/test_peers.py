@@ -440,7 +440,7 @@ async def test_nothing_is_left_of_connections_that_went(http: aiohttp.ClientSess
             await session.get(url)
     while listener._peers._waiting:  # noqa: ASYNC110 - the server has no such event
         await asyncio.sleep(0)
-    assert len(engine.admission.strangers) == len(listener._peers._wheel) == 0
+    assert len(engine.admission.strangers) == len(listener._peers._alarms) == 0
     await listener.close()
     await engine.shutdown()
     gc.collect()

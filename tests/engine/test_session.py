@@ -70,7 +70,7 @@ def taken(session: Session) -> list[Packet]:
     return decode_payload(session.generation, raw, binary=isinstance(body, bytes))
 
 
-@pytest.mark.parametrize("name", ["codec", "session", "effects", "options", "wheel"])
+@pytest.mark.parametrize("name", ["codec", "session", "effects", "options"])
 def test_core_imports_neither_clock_nor_loop_nor_chance(name: str) -> None:
     (package,) = gateway.engine.__path__
     tree = ast.parse((Path(package) / f"{name}.py").read_text())

@@ -19,7 +19,7 @@ from gateway.mqtt import (
     Subscribed,
     Subscription,
 )
-from gateway.mqtt.link import Link
+from gateway.mqtt.link import Link, link_alarms
 
 from .conftest import Broker, FakeBroker
 
@@ -60,6 +60,7 @@ def make_link(
         Options(**settings),  # type: ignore[arg-type]
         credentials or Credentials(),
         owner,
+        alarms=link_alarms(),
         backoff=BACKOFF,
         connect_timeout_s=5,
         may_reconnect=may_reconnect,

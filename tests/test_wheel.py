@@ -6,7 +6,7 @@ import weakref
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.wheel import Wheel
+from gateway.wheel import Wheel
 
 times = st.floats(0, 100, allow_nan=False)
 

@@ -34,11 +34,15 @@ class Wheel(Generic[Item]):
         """Make `item` due at `at` at the latest. It may come up earlier, once, and asks again then."""
         tick = max(int(at / self._grain_s), self._now) + 1
         due = self._due.get(item)
-        if due is not None and due <= tick:
-            return
-        self.cancel(item)
+        if due is not None:
+            if due <= tick:
+                return
+            self.cancel(item)
         self._due[item] = tick
-        self._slots.setdefault(tick, set()).add(item)
+        slot = self._slots.get(tick)
+        if slot is None:
+            slot = self._slots[tick] = set()
+        slot.add(item)
 
     def cancel(self, item: Item) -> None:
         """Forget `item`, which need not be there."""
