@@ -52,6 +52,7 @@ class Peer(asyncio.Protocol):
                 self.say(b"\x40\x02" + packet.packet_id.to_bytes(2))  # PUBACK, 3.4
             self.message(packet)
         elif isinstance(packet, mqtt5.PubAckPacket):
+            assert packet.reason_code.value < 0x80, packet.reason_code  # the broker has dropped what we published
             self._unacked -= 1
             if self._held:
                 self._send(self._held.popleft())

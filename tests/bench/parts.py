@@ -3,8 +3,8 @@
 import asyncio
 import gc
 import statistics
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
@@ -66,14 +66,27 @@ async def stage(
                 gc.collect()
                 gc.disable()  # of ours: no pauses that are not the contender's
                 try:
-                    yield Stage(fleet, service, meter, gateway, brokers, plan, profiler)
-                    if fleet.tally.lost or service.lost:
-                        raise workloads.Stuck(f"{fleet.tally.lost} devices lost their connection")
+                    with _telling_what_was_lost(fleet, service):
+                        yield Stage(fleet, service, meter, gateway, brokers, plan, profiler)
                 finally:
                     gc.enable()
                     fleet.close()
                     service.close()
             await broker.kill()  # nothing of it is to be kept
+
+
+@contextmanager
+def _telling_what_was_lost(fleet: Fleet, service: Service) -> Iterator[None]:
+    """Raises Stuck if a connection was lost, also where it is what something else got stuck by."""
+    stuck: str | None = None
+    try:
+        yield
+    except workloads.Stuck as problem:
+        stuck = str(problem)
+    lost = f"{fleet.tally.lost} devices lost their connection" if fleet.tally.lost else None
+    gone = "the service lost its connection" if service.lost else None
+    if texts := [text for text in (stuck, lost, gone) if text]:
+        raise workloads.Stuck("; ".join(texts))
 
 
 async def run(group: str, contender: Contender, plan: Plan, profiler: Profiler = _no_profile) -> Figures:

@@ -122,7 +122,7 @@ class Events:
         until = time.perf_counter() + DRAIN_S
         while self._waiting:
             if time.perf_counter() > until:
-                raise Stuck(f"{self._waiting} events did not come")
+                raise Stuck(f"{self._waiting} events did not come, after {self.done} that did")
             await asyncio.sleep(PACE_S)
 
 
