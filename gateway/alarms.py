@@ -1,7 +1,7 @@
 """One timer of the event loop for the deadlines of many: a timer for each would cost more than what it is for."""
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from time import monotonic
 from typing import Final, Generic, TypeVar
 
@@ -27,6 +27,9 @@ class Alarms(Generic[Item]):
         self._wheel: Wheel[Item] = Wheel(monotonic(), grain_s=grain_s)
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._wheel)
 
     def __len__(self) -> int:
         return len(self._wheel)

@@ -132,6 +132,7 @@ class Gateway:
                 config.devices.listen,
                 devices,
                 self._door.refused,
+                take=self._sockets.take,
                 limits=_peer_limits(config),
                 proxies=proxies,
                 certificate=certificates["devices"],

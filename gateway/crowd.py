@@ -31,19 +31,26 @@ class Crowd(Generic[Item]):
     def __contains__(self, item: Item) -> bool:
         return item in self._address_of
 
+    def refuses(self, address: str) -> bool:
+        """Whether one who comes from there now would have to come again."""
+        return self._refuses(len(self._each.get(shared(address), ())))
+
+    def _refuses(self, number: int) -> bool:
+        """Whether an address that has so many would."""
+        return number < self._most_each and len(self) >= self._most and self._peak <= number + 1
+
     def enter(self, item: Item, address: str) -> Item | None:
         """Let one in, and return who has to go for it, if anybody: perhaps itself. That one is not in any more."""
         address = shared(address)
         mine = self._each.get(address)
         number = len(mine) if mine is not None else 0
         victim = None
+        if self._refuses(number):
+            return item
         if mine is not None and number >= self._most_each:
             victim = next(iter(mine))
         elif len(self) >= self._most:
-            fullest = next(iter(self._with[self._peak]))
-            victim = next(iter(self._each[fullest])) if self._peak > number + 1 else item
-        if victim is item:
-            return item
+            victim = next(iter(self._each[next(iter(self._with[self._peak]))]))
         if victim is not None:
             self.leave(victim)
         self._address_of[item] = address

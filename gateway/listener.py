@@ -11,7 +11,7 @@ from aiohttp import web
 
 from gateway.addresses import Listen
 from gateway.admission import Refusal
-from gateway.engine.peers import Arrival, PeerLimits, Peers, watched
+from gateway.engine.peers import Arrival, PeerLimits, Peers, Taker, watched
 from gateway.proxies import Proxies
 from gateway.tls import Certificate
 
@@ -25,6 +25,7 @@ class Listener:
     Args:
         name: of the setting that says where, for problems.
         where: a host and port, or a unix socket.
+        take: asked to have each connection, with what it says first, before it is the application's; see `Peers`.
         also: another unix socket.
         refused: told of every connection that had to go before it was served.
         shared: whether other processes may listen at the same host and port, and take their part of the connections.
@@ -37,6 +38,7 @@ class Listener:
         app: web.Application,
         refused: Callable[[Refusal], None],
         *,
+        take: Taker = lambda _transport, _said: False,
         limits: PeerLimits = PeerLimits(),  # noqa: B008 - it is frozen
         proxies: Proxies | None = None,
         certificate: Certificate | None = None,
@@ -47,6 +49,7 @@ class Listener:
         self._where = (where,) if also is None else (where, also)
         self._app = app
         self._refused = refused
+        self._take = take
         self._limits = limits
         self._proxies = proxies or Proxies()
         self._tls = certificate.context if certificate is not None else None
@@ -71,7 +74,7 @@ class Listener:
         )
         await runner.setup()
         assert runner.server is not None
-        self._peers = Peers(runner.server, self._limits, self._proxies, self._refused)
+        self._peers = Peers(runner.server, self._take, self._limits, self._proxies, self._refused)
         for where in self._where:
             try:
                 self._servers.append(await self._listen(where, self._peers))

@@ -35,6 +35,7 @@ from aiohttp import (
     web,
 )
 
+from gateway.engine.handshake import Head
 from gateway.engine.peers import Peer as Connected
 from gateway.engine.websocket import FRAMES_PER_TURN
 
@@ -92,7 +93,7 @@ class Relay:
         """A session id that nobody can guess, and that names this node."""
         return f"{self._tag}.{secrets.token_urlsafe(15)}"
 
-    def is_forged(self, request: web.Request) -> bool:
+    def is_forged(self, request: Head) -> bool:
         """Whether a request claims to come from another node, and does not."""
         claim = request.headers.get(SIGNATURE)
         if claim is None:
@@ -180,7 +181,7 @@ class Relay:
                 group.create_task(_pump(inner, outer))
             return outer
 
-    def _sign(self, at: str, request: web.Request) -> str:
+    def _sign(self, at: str, request: Head) -> str:
         signed = f"{at} {request.method} {request.path_qs}"
         return hmac.new(self._secret, signed.encode(), hashlib.sha256).hexdigest()
 

@@ -7,8 +7,9 @@ are none, attachments, and events and acks handed over without a task each.
 tests/test_socketio_server.py fails when an upgrade moves the seam.
 """
 
+import asyncio
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -16,12 +17,14 @@ import msgspec
 import socketio
 from socketio import packet as sio
 
+from gateway.admission import Admission
 from gateway.engine.codec import MESSAGE
 from gateway.engine.connection import Connection, Pending
 from gateway.engine.effects import CloseReason
 from gateway.engine.options import EngineOptions
 from gateway.engine.server import EngineServer
 from gateway.engine.websocket import framed
+from gateway.proxies import Proxies
 
 MAX_ATTACHMENTS: Final = 10
 BAD_PACKET: Final = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # python-socketio's, reading
@@ -32,6 +35,73 @@ _PLAIN: Final = re.compile(
 )  # an event or an ack of `/` without attachments, up to its list
 _EVENTS: Final = (sio.EVENT, sio.BINARY_EVENT)
 _ACKS: Final = (sio.ACK, sio.BINARY_ACK)
+
+
+class Engine(EngineServer):
+    """The engine as python-socketio wants it, behind `sio.eio`; ours are `send_text`, `close` and the callbacks."""
+
+    async_mode: Final = "aiohttp"
+
+    def __init__(
+        self, options: EngineOptions, admission: Admission | None = None, proxies: Proxies | None = None, **_: object
+    ) -> None:
+        """Other keywords are what python-socketio means for its own transport, and are ignored."""
+        super().__init__(options, admission, proxies)
+        self._background: set[asyncio.Future[object]] = set()
+
+    async def shutdown(self) -> None:
+        """See `EngineServer`; and cancel what runs in the background."""
+        for task in self._background:
+            task.cancel()
+        await super().shutdown()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    def on(self, event: str, handler: Callable[..., Pending]) -> None:
+        """Set a callback in the manner of python-engineio: it gets the sid, and may be a coroutine."""
+        if event == "connect":
+            self.on_connected = lambda connection: handler(connection.sid, connection.environ)
+        elif event == "message":
+            self.on_message = lambda connection, data: handler(connection.sid, data)
+        else:
+            self.on_closed = lambda connection, reason: handler(connection.sid, str(reason))
+
+    async def send(self, sid: str, data: str | bytes) -> None:
+        """`send_text`, for those who await."""
+        self.send_text(sid, data)
+
+    async def send_packet(self, sid: str, packet: Any) -> None:
+        """Send a message that comes as an `engineio.packet.Packet`."""
+        self.send_text(sid, packet.data)
+
+    async def disconnect(self, sid: str | None = None) -> None:
+        """Close one connection, or all."""
+        for one in [sid] if sid is not None else [connection.sid for connection in self.connections]:
+            self.close(one)
+
+    def transport(self, sid: str) -> str:
+        """`polling` or `websocket`. Raises KeyError for a sid that is not connected."""
+        return str(self._connections[sid].transport)
+
+    async def get_session(self, sid: str) -> dict[str, Any]:
+        """What the application keeps with a connection. Raises KeyError for a sid that is not connected."""
+        return self._connections[sid].user_session
+
+    def create_event(self) -> asyncio.Event:
+        """For `sio.call`."""
+        return asyncio.Event()
+
+    def start_background_task(
+        self, target: Callable[..., Awaitable[object]], *args: object, **kwargs: object
+    ) -> asyncio.Future[object]:
+        """Run a coroutine function beside everything else; `shutdown` cancels it."""
+        task = asyncio.ensure_future(target(*args, **kwargs))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def sleep(self, seconds: float = 0) -> None:
+        """`asyncio.sleep`."""
+        await asyncio.sleep(seconds)
 
 
 class Json:
@@ -133,8 +203,8 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
 
     # what is between python-socketio and the engine
 
-    def _engineio_server_class(self) -> type[EngineServer]:
-        return EngineServer
+    def _engineio_server_class(self) -> type[Engine]:
+        return Engine
 
     def _message(self, connection: Connection, data: str | bytes) -> Pending:
         try:

@@ -4,6 +4,7 @@ Events and acks are handed to one owner, in order and with their ack ids, withou
 and never wait.
 """
 
+import asyncio
 import logging
 from collections.abc import Iterable, Iterator
 from itertools import count
@@ -163,6 +164,11 @@ class SocketServer:
         """Serve devices from this application, which must be run with `handler_cancellation`."""
         self._server.eio.attach(app, self._path)
         logging.getLogger("aiohttp.server").addFilter(PeerFaults())
+
+    def take(self, transport: asyncio.Transport, said: bytes) -> bool:
+        """Have a connection of the port that it is attached to: see `EngineServer.take`."""
+        taken: bool = self._server.eio.take(transport, said)
+        return taken
 
     def admit(self, number: int) -> None:
         """The peer is somebody: its socket may stay."""

@@ -5,7 +5,7 @@ at or after its time, at most one grain late; a deadline that only moves back is
 one passes, so a device that talks all the time costs nothing.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
@@ -22,6 +22,9 @@ class Wheel(Generic[Item]):
         self._now = int(now / grain_s)
         self._slots: dict[int, set[Item]] = {}
         self._due: dict[Item, int] = {}
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(tuple(self._due))
 
     def __len__(self) -> int:
         return len(self._due)

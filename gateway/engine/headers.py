@@ -6,24 +6,26 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from gateway.engine.handshake import Head
+
 # What applications ask of a handshake; the rest would be memory held for as long as the device is connected, and the
 # cookies of other applications on the same host are none of our business.
 KEPT_HEADERS: Final = ("Authorization", "User-Agent")
 PREFLIGHT_AGE_S: Final = 600
 
 
-def environ_of(request: web.Request, address: str) -> dict[str, Any]:
+def environ_of(head: Head, address: str) -> dict[str, Any]:
     """What is kept of a handshake of a client at this address, in the manner of WSGI."""
     environ: dict[str, Any] = {
-        "REQUEST_METHOD": request.method,
-        "PATH_INFO": request.path,
-        "QUERY_STRING": request.query_string,
+        "REQUEST_METHOD": head.method,
+        "PATH_INFO": head.path,
+        "QUERY_STRING": head.query_string,
         "REMOTE_ADDR": address,
-        "wsgi.url_scheme": request.scheme,
+        "wsgi.url_scheme": head.scheme,
     }
     for name in KEPT_HEADERS:
-        if name in request.headers:
-            environ["HTTP_" + name.upper().replace("-", "_")] = request.headers[name]
+        if name in head.headers:
+            environ["HTTP_" + name.upper().replace("-", "_")] = head.headers[name]
     return environ
 
 

@@ -19,18 +19,19 @@ from aiohttp import web
 from gateway.admission import Refusal
 from gateway.alarms import Alarms
 from gateway.crowd import Crowd
+from gateway.engine.handshake import MAX_HEADERS
 from gateway.proxies import Proxies, plain
 
 log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES: Final = 32_768  # of a request: what nginx takes, and more than browsers send; aiohttp keeps it
-MAX_HEADERS: Final = 100
 IDLE_S: Final = 75.0  # between two requests: longer than the pause between two heartbeats of a client that polls
 LINGER_S: Final = 2.0  # how long the rest of a refused body is read, so that the peer gets the answer
 HANDSHAKE_S: Final = 10.0  # of TLS; asyncio would give a minute
 GRAIN_S: Final = 0.5  # how late a deadline may be noticed
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Taker = Callable[[asyncio.Transport, bytes], bool]
 
 
 class PeerLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,16 +45,64 @@ class PeerLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Of a request that is being served, with all that comes after it before it is answered."""
 
 
-class Peer(web.RequestHandler):
-    """One TCP connection, until it becomes a WebSocket."""
+class Caller(asyncio.Protocol):
+    """One TCP connection that has said nothing yet, perhaps not even shaken hands for TLS."""
 
-    __slots__ = ("_left_bytes", "_peers", "_requests", "address", "due", "handshake")
+    __slots__ = ("_peers", "_transport", "address", "due", "handshake")
 
-    def __init__(self, peers: "Peers", **handling: Any) -> None:
-        super().__init__(peers.server, **handling)
+    def __init__(self, peers: "Peers", address: str = "") -> None:
         self.due = 0.0
-        self.address = ""  # where it comes from, known before its handshake
+        self.address = address
         self.handshake: asyncio.Task[Any] | None = None  # of TLS, while it is under way
+        self._peers = peers
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        self.address = _address(transport.get_extra_info("peername"))
+        if self.handshake is not None:
+            self._peers.leave(self)  # it waits for a request now
+        self._peers.wait(self, self._peers.limits.head_s)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        assert self._transport is not None
+        self._peers.leave(self)
+        if not self._peers.take(self._transport, data):
+            self._peers.serve(self._transport, data, self.due)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._peers.leave(self)
+
+    def turn_out(self, reason: Refusal, status: str) -> None:
+        """Close the connection, which waits."""
+        self._peers.refused(reason)
+        if self._transport is not None:
+            _refuse(self._transport, status)
+        elif self.handshake is not None:
+            self.handshake.cancel()
+
+    def close(self) -> None:
+        """Close the connection without a word."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+class Peer(web.RequestHandler):
+    """One TCP connection that speaks to aiohttp, until it becomes a WebSocket.
+
+    Args:
+        due: when it has to have said its first request, in time of the event loop.
+    """
+
+    __slots__ = ("_left_bytes", "_peers", "_requests", "address", "due")
+
+    def __init__(self, peers: "Peers", due: float, **handling: Any) -> None:
+        super().__init__(peers.server, **handling)
+        self.due = due
+        self.address = ""
         self._peers = peers
         self._requests = 0
         self._left_bytes: int | None = MAX_HEAD_BYTES  # that may still come; None: not counted, or it has to go
@@ -62,8 +111,7 @@ class Peer(web.RequestHandler):
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
         self.address = _address(self.peername)
-        self._peers.leave(self)  # it waits for a request now
-        self._peers.wait(self, self._peers.limits.head_s)
+        self._peers.wait_until(self, self.due)
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -114,17 +162,14 @@ class Peer(web.RequestHandler):
         """Close the connection, which waits; who does not take its last response is cut off."""
         transport = self.transport
         if transport is None:
-            if self.handshake is not None:
-                self._peers.refused(reason)
-                self.handshake.cancel()
             return
         unsent = bool(transport.get_write_buffer_size())
         if self._has_begun or unsent:
             self._peers.refused(reason)
         if unsent:
             transport.abort()
-        elif self._has_begun and not transport.is_closing():  # uvloop raises when it is
-            transport.write(f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode())
+        elif self._has_begun:
+            _refuse(transport, status)
         self.force_close()
 
     def _turn_out_large(self) -> None:
@@ -137,42 +182,56 @@ class Peers:
 
     Args:
         server: of a runner of an application that has the middleware `watched`.
+        take: asked to have each connection, with what it says first, before it becomes the application's.
         proxies: whose connections are not counted by address; they carry the requests of many.
         refused: told of everyone who had to go before it was served.
     """
 
     def __init__(
-        self, server: web.Server, limits: PeerLimits, proxies: Proxies, refused: Callable[[Refusal], None]
+        self, server: web.Server, take: Taker, limits: PeerLimits, proxies: Proxies, refused: Callable[[Refusal], None]
     ) -> None:
         self.server = server
+        self.take = take
         self.limits = limits
         self.refused = refused
         self._proxies = proxies
         self._loop = asyncio.get_running_loop()
-        self._waiting: Crowd[Peer] = Crowd(limits.max_waiting, limits.max_waiting_per_address)
+        self._waiting: Crowd[Waiting] = Crowd(limits.max_waiting, limits.max_waiting_per_address)
         self._handshakes: set[asyncio.Task[Any]] = set()
-        self._alarms: Alarms[Peer] = Alarms(self._due, GRAIN_S)
+        self._alarms: Alarms[Waiting] = Alarms(self._due, GRAIN_S)
 
-    def __call__(self) -> Peer:
+    def __call__(self) -> Caller:
         """A connection that is about to be made."""
-        return Peer(
+        return Caller(self)
+
+    def serve(self, transport: asyncio.Transport, said: bytes, due: float) -> None:
+        """Let aiohttp have a connection, which has a request to say until `due`, and what it has said of it."""
+        peer = Peer(
             self,
+            due,
             loop=self._loop,
             access_log=None,
             auto_decompress=False,  # no client compresses what it posts, and 65 KB of a stranger's would become 64 MB
             max_headers=MAX_HEADERS,
             lingering_time=LINGER_S,
         )
+        transport.set_protocol(peer)
+        peer.connection_made(transport)
+        peer.data_received(said)
 
     @property
     def waiting(self) -> int:
         """How many wait for a request."""
         return len(self._waiting)
 
-    def wait(self, peer: Peer, for_s: float) -> None:
+    def wait(self, peer: "Waiting", for_s: float) -> None:
         """Give a connection a while to send its next request; the one that has waited longest may have to go."""
-        peer.due = self._loop.time() + for_s
-        self._alarms.set(peer, peer.due)
+        self.wait_until(peer, self._loop.time() + for_s)
+
+    def wait_until(self, peer: "Waiting", due: float) -> None:
+        """As `wait`, until then, in time of the event loop."""
+        peer.due = due
+        self._alarms.set(peer, due)
         if not peer.address or self._proxies.trusts(peer.address):
             return
         crowded_out = self._waiting.enter(peer, peer.address)
@@ -180,31 +239,33 @@ class Peers:
             self.leave(crowded_out)
             crowded_out.turn_out(Refusal.CROWDED_OUT, "503 Service Unavailable")
 
-    def leave(self, peer: Peer) -> None:
+    def leave(self, peer: "Waiting") -> None:
         """A connection does not wait any more."""
         self._alarms.cancel(peer)
         self._waiting.leave(peer)
 
     def shake(self, connection: socket.socket, address: str, tls: ssl.SSLContext) -> None:
         """Have a TLS handshake on a connection that has just come; it is one of those that wait."""
-        peer = self()
-        peer.address = address
+        peer = Caller(self, address)
         peer.handshake = task = self._loop.create_task(self._handshake(peer, connection, tls), name="handshake")
         task.add_done_callback(partial(self._shaken, peer, connection))
         self._handshakes.add(task)
         self.wait(peer, min(HANDSHAKE_S, self.limits.head_s))
 
     async def close(self) -> None:
-        """Watch no more, and end the handshakes under way."""
+        """Watch no more, and end the handshakes under way, and the connections that have said nothing."""
+        for peer in self._alarms:
+            if isinstance(peer, Caller):
+                peer.close()
         self._alarms.stop()
         for task in self._handshakes:
             task.cancel()
         await asyncio.gather(*self._handshakes, return_exceptions=True)
 
-    async def _handshake(self, peer: Peer, connection: socket.socket, tls: ssl.SSLContext) -> None:
+    async def _handshake(self, peer: Caller, connection: socket.socket, tls: ssl.SSLContext) -> None:
         await self._loop.connect_accepted_socket(lambda: peer, connection, ssl=tls)
 
-    def _shaken(self, peer: Peer, connection: socket.socket, task: asyncio.Task[Any]) -> None:
+    def _shaken(self, peer: Caller, connection: socket.socket, task: asyncio.Task[Any]) -> None:
         """The handshake is done, or came to nothing."""
         self._handshakes.discard(task)
         peer.handshake = None
@@ -215,12 +276,15 @@ class Peers:
         if problem is not None and not isinstance(problem, OSError):  # what a peer can do wrong is one
             log.error("handshake failed", exc_info=problem)
 
-    def _due(self, peer: Peer, now: float) -> None:
+    def _due(self, peer: "Waiting", now: float) -> None:
         if peer.due > now:
             self._alarms.set(peer, peer.due)
         else:
             self.leave(peer)
             peer.turn_out(Refusal.SLOW_REQUEST, "408 Request Timeout")
+
+
+Waiting = Caller | Peer
 
 
 class Arrival(asyncio.Protocol):
@@ -257,6 +321,13 @@ async def watched(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     finally:
         peer.end()
+
+
+def _refuse(transport: asyncio.Transport, status: str) -> None:
+    """Answer what is no whole request, and close."""
+    if not transport.is_closing():  # uvloop raises when it is
+        transport.write(f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode())
+        transport.close()
 
 
 def _address(name: object) -> str:

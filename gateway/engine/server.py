@@ -1,9 +1,7 @@
 """The Engine.IO server: both generations behind one URL of an aiohttp application.
 
 Decides which request belongs to which session and who may come in; polls, WebSockets and sessions have
-modules of their own. To python-socketio it is the server behind `sio.eio` (`on`, `attach`, `send`,
-`send_packet`, `disconnect`, `transport`, …); a caller that wants to be fast uses `send_text`, which never
-waits, and sets the callbacks itself:
+modules of their own.
 
     server = EngineServer(EngineOptions())
     server.on_connected = lambda connection: connection.admit()
@@ -12,7 +10,8 @@ waits, and sets the callbacks itself:
     server.attach(app, "/socket/socket.io")
 
 Run it under `web.AppRunner(app, handler_cancellation=True)`: polls that a client drops are then noticed at
-once, otherwise when there is something to send.
+once, otherwise when there is something to send. Where `take` is offered each connection first, as `Peers` does,
+most devices come in without a request of aiohttp.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from aiohttp import web
 
@@ -30,10 +29,11 @@ from gateway.engine import polling
 from gateway.engine.codec import Generation, generation_of
 from gateway.engine.connection import Connection, Pending
 from gateway.engine.effects import CloseReason, Transport
-from gateway.engine.handshake import accept
+from gateway.engine.handshake import Head, accept, answer, asks_for_websocket, establish, read
 from gateway.engine.headers import cookie_of, cors, environ_of, preflight
 from gateway.engine.options import EngineOptions
 from gateway.engine.session import Session
+from gateway.engine.websocket import WebSocket
 from gateway.proxies import Proxies
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Relay(Protocol):
     def new_sid(self) -> str:
         """An id that nobody can guess, and that names this server."""
 
-    def is_forged(self, request: web.Request) -> bool:
+    def is_forged(self, request: Head) -> bool:
         """Whether a request claims to come from another server, and does not."""
 
     async def serve(self, request: web.Request, sid: str) -> web.StreamResponse | None:
@@ -63,12 +63,9 @@ class EngineServer:
         options: EngineOptions | None = None,
         admission: Admission | None = None,
         proxies: Proxies | None = None,
-        **_: object,
     ) -> None:
-        """Other keywords are what python-socketio means for its own transport, and are ignored."""
         self.options = options or EngineOptions()
         self.admission = admission or Admission()
-        self.async_mode = "aiohttp"
         self.on_connected: Callable[[Connection], Pending] = _ignore
         self.on_message: Callable[[Connection, str | bytes], Pending] = _ignore
         self.on_closed: Callable[[Connection, CloseReason], Pending] = _ignore
@@ -76,10 +73,10 @@ class EngineServer:
         self.on_upgraded: Callable[[Connection], None] = _ignore
         self.on_refused: Callable[[Refusal], None] = _ignore
         self._proxies = proxies or Proxies()
+        self._paths: tuple[str, ...] = ()
         self._warned = False
         self._connections: dict[str, Connection] = {}
         self._callbacks: set[asyncio.Future[object]] = set()
-        self._background: set[asyncio.Future[object]] = set()
         grain_s = min(GRAIN_S, self.options.ping_interval_s / GRAINS_PER_INTERVAL)
         self._alarms: Alarms[Connection] = Alarms(Connection.tick, grain_s)
         self.watch: Callable[[Connection, float], None] = self._alarms.set
@@ -112,9 +109,10 @@ class EngineServer:
     def attach(self, app: web.Application, path: str = "engine.io") -> None:
         """Serve `path`, with and without a slash at its end."""
         path = "/" + path.strip("/")
+        self._paths = path, path + "/"
         app.on_response_prepare.append(_without_version)
-        app.router.add_route("*", path, self.handle_request)
-        app.router.add_route("*", path + "/", self.handle_request)
+        for each in self._paths:
+            app.router.add_route("*", each, self.handle_request)
 
     async def shutdown(self) -> None:
         """Close every connection, refuse new ones, and wait for the application's callbacks."""
@@ -122,40 +120,63 @@ class EngineServer:
         for connection in list(self.connections):
             connection.close(CloseReason.SHUTDOWN)
         self._alarms.stop()
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._callbacks, *self._background, return_exceptions=True)
+        await asyncio.gather(*self._callbacks, return_exceptions=True)
 
     # -- requests --------------------------------------------------------------------------------------
+
+    def take(self, transport: asyncio.Transport, said: bytes) -> bool:
+        """Have a connection that begins with the handshake of a WebSocket that may be; False, and nothing was done.
+
+        Whoever says anything else, or has to be told no, says it to aiohttp: see `handle_request`.
+        """
+        head = read(said, transport)
+        if head is None or head.raw_path not in self._paths or self._closing or self._objection(head) is not None:
+            return False
+        generation = self._generation(head)
+        if generation is None or head.query.get("transport") != Transport.WEBSOCKET or "sid" in head.query:
+            return False
+        sid, address = self.generate_id(), self._address(head)
+        answered = answer(head, self.options, cookie_of(self.options.cookie, sid))
+        strangers = self.admission.strangers
+        if answered is None or strangers.refuses(address) or self.admission.handshake(address, monotonic()) is not None:
+            return False
+        self._place(sid, address)
+        self._open_websocket(head, generation, sid, address, establish(head, transport, self.options, answered))
+        return True
 
     async def handle_request(self, request: web.Request) -> web.StreamResponse:
         """Serve one HTTP request or WebSocket."""
         origin = request.headers.get("Origin")
-        allowed = origin is None or self._is_allowed(origin, request.host)
-        if not allowed:
-            self.on_refused(Refusal.ORIGIN)
+        objection = self._objection(request)
+        if objection is not None:
+            self.on_refused(objection)
             response: web.StreamResponse = polling.refuse(polling.FORBIDDEN)
-        elif self.relay is not None and self.relay.is_forged(request):
-            self.on_refused(Refusal.FORGED_RELAY)
-            response = polling.refuse(polling.FORBIDDEN)
         elif request.method == "OPTIONS":
             response = web.Response(status=204, headers=preflight(request))
         else:
             response = await self._serve(request)
-        if origin is not None and allowed and not response.prepared:
+        if origin is not None and objection is not Refusal.ORIGIN and not response.prepared:
             response.headers.update(cors(origin))
         return response
 
-    def _is_allowed(self, origin: str, host: str) -> bool:
-        """Whether pages of an origin may connect: those listed, and the server's own, which other clients name too."""
-        origins = self.options.origins
-        return origin in origins or "*" in origins or origin.partition("://")[2] == host
+    def _objection(self, head: Head) -> Refusal | None:
+        """Why a request is not even looked at: pages of other origins than those listed, and the server's own, which
+        other clients name too; and what claims to come from another node.
+        """
+        origin, origins = head.headers.get("Origin"), self.options.origins
+        listed = origin is None or origin in origins or "*" in origins
+        if origin is not None and not listed and origin.partition("://")[2] != head.host:
+            return Refusal.ORIGIN
+        return Refusal.FORGED_RELAY if self.relay is not None and self.relay.is_forged(head) else None
+
+    def _generation(self, head: Head) -> Generation | None:
+        return generation_of(head.query.get("EIO"), missing_is_3=self.options.missing_eio_is_3)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         transport = request.query.get("transport")
         if transport not in (Transport.POLLING, Transport.WEBSOCKET):
             return polling.refuse(polling.UNKNOWN_TRANSPORT)
-        upgrade = request.headers.get("Upgrade", "").strip().lower() == "websocket"
+        upgrade = asks_for_websocket(request.headers)
         sid = request.query.get("sid")
         if not sid and request.method != "GET":
             return polling.refuse(polling.BAD_METHOD)
@@ -181,7 +202,7 @@ class EngineServer:
         return polling.refuse(polling.BAD_REQUEST)
 
     async def _handshake(self, request: web.Request, transport: Transport) -> web.StreamResponse:
-        generation = generation_of(request.query.get("EIO"), missing_is_3=self.options.missing_eio_is_3)
+        generation = self._generation(request)
         if generation is None:
             return polling.refuse(polling.UNSUPPORTED_VERSION)
         if self._closing:
@@ -210,10 +231,14 @@ class EngineServer:
         socket = accept(request, self.options, cookie)
         if socket is None:
             return polling.refuse(polling.BAD_REQUEST)
-        connection = self._add(sid, generation, transport, request, address)
+        self._open_websocket(request, generation, sid, address, socket)
+        return web.Response()  # which nobody sends
+
+    def _open_websocket(self, head: Head, generation: Generation, sid: str, address: str, socket: WebSocket) -> None:
+        """Begin a session on a WebSocket that has been accepted."""
+        connection = self._add(sid, generation, Transport.WEBSOCKET, head, address)
         connection.watch_stranger(socket)
         socket.start(connection, connection.open(socket))
-        return web.Response()  # which nobody sends
 
     def _place(self, sid: str, address: str) -> Refused | None:
         """Find a place among the strangers, if need be that of another; None, or why there is none."""
@@ -236,8 +261,8 @@ class EngineServer:
         response.force_close()
         return response
 
-    def _address(self, request: web.Request) -> str:
-        return self._proxies.client(request.remote or "", request.headers.getall("X-Forwarded-For", ()))
+    def _address(self, head: Head) -> str:
+        return self._proxies.client(head.remote or "", head.headers.getall("X-Forwarded-For", ()))
 
     async def _upgrade(self, request: web.Request, connection: Connection) -> web.StreamResponse:
         # The request may come from another node, which relays those of many.
@@ -257,12 +282,10 @@ class EngineServer:
             socket.close()  # as the reference server does: clients take a refusal for a broken network
         return web.Response()  # which nobody sends
 
-    def _add(
-        self, sid: str, generation: Generation, transport: Transport, request: web.Request, address: str
-    ) -> Connection:
-        base64 = bool(request.query.get("b64"))
+    def _add(self, sid: str, generation: Generation, transport: Transport, head: Head, address: str) -> Connection:
+        base64 = bool(head.query.get("b64"))
         session = Session(sid, generation, transport, self.options, monotonic(), base64=base64)
-        connection = self._connections[sid] = Connection(self, session, environ_of(request, address))
+        connection = self._connections[sid] = Connection(self, session, environ_of(head, address))
         return connection
 
     # -- for connections -------------------------------------------------------------------------------
@@ -283,59 +306,15 @@ class EngineServer:
 
     def keep(self, pending: Awaitable[object]) -> None:
         """Run what a callback has begun; `shutdown` waits for it."""
-        _hold(asyncio.ensure_future(pending), self._callbacks)
-
-    # -- what python-socketio calls --------------------------------------------------------------------
-
-    def on(self, event: str, handler: Callable[..., Pending]) -> None:
-        """Set a callback in the manner of python-engineio: it gets the sid, and may be a coroutine."""
-        if event == "connect":
-            self.on_connected = lambda connection: handler(connection.sid, connection.environ)
-        elif event == "message":
-            self.on_message = lambda connection, data: handler(connection.sid, data)
-        else:
-            self.on_closed = lambda connection, reason: handler(connection.sid, str(reason))
-
-    async def send(self, sid: str, data: str | bytes) -> None:
-        """`send_text`, for those who await."""
-        self.send_text(sid, data)
-
-    async def send_packet(self, sid: str, packet: Any) -> None:
-        """Send a message that comes as an `engineio.packet.Packet`."""
-        self.send_text(sid, packet.data)
-
-    async def disconnect(self, sid: str | None = None) -> None:
-        """Close one connection, or all."""
-        for one in [sid] if sid is not None else list(self._connections):
-            self.close(one)
-
-    def transport(self, sid: str) -> str:
-        """`polling` or `websocket`. Raises KeyError for a sid that is not connected."""
-        return str(self._connections[sid].transport)
-
-    async def get_session(self, sid: str) -> dict[str, Any]:
-        """What the application keeps with a connection. Raises KeyError for a sid that is not connected."""
-        return self._connections[sid].user_session
+        task = asyncio.ensure_future(pending)
+        self._callbacks.add(task)
+        task.add_done_callback(self._callbacks.discard)
 
     def generate_id(self) -> str:
         """A new id that nobody can guess."""
         if self.relay is not None:
             return self.relay.new_sid()
         return secrets.token_urlsafe(15)
-
-    def create_event(self) -> asyncio.Event:
-        """For `sio.call`."""
-        return asyncio.Event()
-
-    def start_background_task(
-        self, target: Callable[..., Awaitable[object]], *args: object, **kwargs: object
-    ) -> asyncio.Future[object]:
-        """Run a coroutine function beside everything else; `shutdown` cancels it."""
-        return _hold(asyncio.ensure_future(target(*args, **kwargs)), self._background)
-
-    async def sleep(self, seconds: float = 0) -> None:
-        """`asyncio.sleep`."""
-        await asyncio.sleep(seconds)
 
 
 async def _introduced(connection: Connection) -> None:
@@ -348,12 +327,6 @@ async def _introduced(connection: Connection) -> None:
     except asyncio.CancelledError:  # the peer left meanwhile
         connection.close(CloseReason.TRANSPORT_ERROR)
         raise
-
-
-def _hold(task: asyncio.Future[object], tasks: set[asyncio.Future[object]]) -> asyncio.Future[object]:
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
-    return task
 
 
 async def _without_version(_request: web.Request, response: web.StreamResponse) -> None:

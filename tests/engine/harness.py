@@ -103,7 +103,7 @@ async def serving(
     logger.addFilter(peer_faults)
     app = web.Application()
     engine.attach(app, path)
-    listener = Listener("test", Listen("127.0.0.1", 0), app, engine.refused, limits=limits)
+    listener = Listener("test", Listen("127.0.0.1", 0), app, engine.refused, take=engine.take, limits=limits)
     runner = web.AppRunner(app, handler_cancellation=False, auto_decompress=False, shutdown_timeout=1.0)
     try:
         if cancelling:

@@ -72,7 +72,7 @@ async def test_who_is_not_admitted_goes_and_gives_its_place_back(http: aiohttp.C
 async def test_disconnect_is_immediate(calm: Bench, peer: Peer) -> None:
     """It took interval and timeout."""
     socket, _ = await peer.open_websocket()
-    await calm.engine.disconnect(peer.sid)
+    calm.engine.close(peer.sid)
     assert calm.reasons == {peer.sid: [CloseReason.SERVER]}
     await gone(socket)
 
