@@ -30,6 +30,7 @@ MAX_ATTACHMENTS: Final = 10
 BAD_PACKET: Final = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # python-socketio's, reading
 _BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 _UNIT: Final = re.compile("....")  # a UTF-16 code unit in hexadecimal
+_CONNECT: Final = str(sio.CONNECT)  # to `/`, without a word
 _PLAIN: Final = re.compile(
     r"([23])([0-9]{0,15})(?=\[)"
 )  # an event or an ack of `/` without attachments, up to its list
@@ -197,9 +198,14 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
         pending: Pending = self._handle_ack(connection.sid, namespace, id, data)
         return pending
 
-    def joined(self, connection: Connection) -> None:
-        """The peer joined a namespace: here that is enough for its connection to stay."""
-        connection.admit()
+    def join(self, connection: Connection, namespace: str, auth: Any) -> Pending:
+        """The peer asks to join a namespace; to have joined is enough for its connection to stay."""
+        return self._handle_connect(connection.sid, namespace, auth)
+
+    def leave(self, connection: Connection, namespace: str) -> Pending:
+        """The peer leaves a namespace."""
+        pending: Pending = self._handle_disconnect(connection.sid, namespace, str(CloseReason.CLIENT))
+        return pending
 
     # what is between python-socketio and the engine
 
@@ -208,17 +214,19 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
 
     def _message(self, connection: Connection, data: str | bytes) -> Pending:
         try:
-            if isinstance(data, str) and (plain := _PLAIN.match(data)) and connection.sid not in self._binary_packet:
-                kind, id = plain.groups()
-                return self._dispatch(
-                    connection, int(kind), None, int(id) if id else None, Json.loads(data[plain.end() :])
-                )
+            if isinstance(data, str) and connection.sid not in self._binary_packet:
+                if data == _CONNECT:
+                    return self.join(connection, "/", None)
+                if plain := _PLAIN.match(data):
+                    kind, id = plain.groups()
+                    return self._dispatch(
+                        connection, int(kind), None, int(id) if id else None, Json.loads(data[plain.end() :])
+                    )
             packet = self._assemble(connection, data)
             if packet is None:
                 return None
             if packet.packet_type == sio.CONNECT:
-                said = _auth(connection, packet, data)
-                return self._handle_connect(connection.sid, packet.namespace, said)
+                return self.join(connection, packet.namespace or "/", _auth(connection, packet, data))
             return self._dispatch(connection, packet.packet_type, packet.namespace, packet.id, packet.data)
         except BAD_PACKET:
             connection.close(CloseReason.MALFORMED)
@@ -234,8 +242,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
                 raise ValueError("an ack needs an id and a list")
             return self.ack(connection, namespace, id, data)
         if kind == sio.DISCONNECT:
-            pending: Pending = self._handle_disconnect(connection.sid, namespace, str(CloseReason.CLIENT))
-            return pending
+            return self.leave(connection, namespace or "/")
         raise ValueError("not for a server")
 
     def _assemble(self, connection: Connection, data: str | bytes) -> Packet | None:
@@ -271,7 +278,7 @@ class Server(socketio.AsyncServer):  # type: ignore[misc]
         await super()._handle_connect(eio_sid, namespace, data)
         connection = self.eio.get(eio_sid)
         if connection is not None and self.manager.sid_from_eio_sid(eio_sid, namespace or "/") is not None:
-            self.joined(connection)
+            connection.admit()
 
     async def _handle_eio_disconnect(self, eio_sid: str, reason: str) -> None:
         self._binary_packet.pop(eio_sid, None)

@@ -8,10 +8,9 @@ import asyncio
 import logging
 from collections.abc import Iterable, Iterator
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from aiohttp import web
-from socketio import exceptions
 from socketio import packet as sio
 
 from gateway.admission import Admission, Refusal
@@ -29,7 +28,8 @@ from gateway.topics import Client
 
 log = logging.getLogger(__name__)
 
-NAMESPACE = "/"
+NAMESPACE: Final = "/"
+UNABLE: Final = "Unable to connect"  # there is no such namespace, or the peer is in it
 
 
 class Socket:
@@ -92,34 +92,48 @@ class SocketOwner(Protocol):
 
 
 class _Server(Server):
-    """Hands events and acks of the one namespace over."""
+    """Hands over what happens in the one namespace that there is, without a task but for the end of a connection.
+
+    Who has joined is known to `SocketServer` alone: python-socketio's manager, of whose rooms and acks nothing is used,
+    would take three tables and as many calls for each socket.
+    """
 
     def __init__(self, sockets: "SocketServer", options: EngineOptions, admission: Admission, proxies: Proxies) -> None:
-        quiet = logging.getLogger(f"{__name__}.socketio")
-        quiet.setLevel(logging.WARNING)  # it logs each packet at INFO
-        super().__init__(options, logger=quiet, admission=admission, proxies=proxies)
-        self.always_connect = False  # whom we refuse is told so instead of CONNECT, and not after it
+        super().__init__(options, admission=admission, proxies=proxies)
+        self.eio.on_connected = self._opened
+        self.eio.on_closed = self._closed
         self._sockets = sockets
+
+    def _opened(self, connection: Connection) -> None:
+        if connection.generation.revision == 3:  # connected to `/` without asking
+            self.join(connection, NAMESPACE, None)
+
+    async def _closed(self, connection: Connection, reason: CloseReason) -> None:
+        """Comes later, in a task: whoever closes a connection is in the middle of something."""
+        self._binary_packet.pop(connection.sid, None)
+        self._sockets.closed(connection, reason)
+
+    def join(self, connection: Connection, namespace: str, auth: Any) -> Pending:
+        problem = self._sockets.join(connection, auth) if namespace == NAMESPACE else UNABLE
+        if problem is not None:
+            self.write(connection.sid, Packet(sio.CONNECT_ERROR, data=problem, namespace=namespace))
+        elif connection.generation.revision == 3:
+            connection.send(str(sio.CONNECT))
+        else:
+            connection.send(f'{sio.CONNECT}{{"sid":"{self.eio.generate_id()}"}}')
+        return None
+
+    def leave(self, connection: Connection, namespace: str) -> Pending:
+        if namespace == NAMESPACE and self._sockets.of(connection.sid) is not None:
+            connection.close(CloseReason.CLIENT)  # it left the only namespace there is
+        return None
 
     def event(self, connection: Connection, namespace: str | None, id: int | None, data: list[Any]) -> Pending:
         return self._sockets.emitted(connection, data[0], tuple(data[1:]), id)
 
-    def joined(self, connection: Connection) -> None:
-        pass  # it stays when the owner admits it
-
     def ack(self, connection: Connection, namespace: str | None, id: int, data: list[Any]) -> Pending:
         self._sockets.acked(connection, id, tuple(data))
         return None
-
-    async def _handle_connect(self, eio_sid: str, namespace: str | None, data: Any) -> None:
-        """Engine.IO 3 has joined before it can say anything: its CONNECT with a query only introduces it."""
-        socket = self._sockets.of(eio_sid)
-        if socket is None or namespace != NAMESPACE or not data or self._revision(eio_sid) != 3:
-            await super()._handle_connect(eio_sid, namespace, data)
-        elif (problem := self._sockets.introduced(socket, data)) is not None:
-            self.write(eio_sid, Packet(sio.CONNECT_ERROR, data=problem, namespace=namespace))
-        else:
-            self.write(eio_sid, Packet(sio.CONNECT, namespace=namespace))
 
 
 class SocketServer:
@@ -150,8 +164,6 @@ class SocketServer:
         self._server = _Server(self, options, admission, proxies)
         self._server.eio.on_refused = owner.refused
         self._server.eio.relay = relay
-        self._server.on("connect", self._connected)
-        self._server.on("disconnect", self._disconnected)
         self._server.eio.on_upgraded = self._upgraded
 
     def __len__(self) -> int:
@@ -217,30 +229,30 @@ class SocketServer:
         """The socket of a connection, once it has joined the namespace."""
         return self._by_engine_sid.get(engine_sid)
 
-    def introduced(self, socket: Socket, auth: object) -> str | None:
-        """A peer says who it is; what is wrong with that."""
-        return self._owner.introduced(socket, auth)
+    def join(self, connection: Connection, auth: object) -> str | None:
+        """A peer asks to join the namespace; what is wrong with that.
 
-    async def _connected(self, sid: str, _environ: dict[str, Any], auth: Any = None) -> None:
-        connection = self._server.eio.get(self._server.manager.eio_sid_from_sid(sid, NAMESPACE))
-        if connection is None:
-            return
+        Engine.IO 3 has joined before it can say anything: when it asks, and says who it is, that only introduces it.
+        """
+        known = self._by_engine_sid.get(connection.sid)
+        if known is not None:
+            introduces = auth and connection.generation.revision == 3
+            return self._owner.introduced(known, auth) if introduces else UNABLE
         socket = Socket(next(self._numbers), connection)
         problem = self._owner.introduced(socket, auth)
-        if problem is not None:
-            raise exceptions.ConnectionRefusedError(problem)
-        self._by_number[socket.number] = self._by_engine_sid[connection.sid] = socket
-        self._owner.connected(socket)
+        if problem is None:
+            self._by_number[socket.number] = self._by_engine_sid[connection.sid] = socket
+            self._owner.connected(socket)
+        return problem
 
     def _upgraded(self, connection: Connection) -> None:
         socket = self._by_engine_sid.get(connection.sid)
         if socket is not None:
             self._owner.upgraded(socket)
 
-    async def _disconnected(self, sid: str, reason: str) -> None:
-        socket = self._by_engine_sid.pop(self._server.manager.eio_sid_from_sid(sid, NAMESPACE), None)
-        if socket is None:
-            return
-        del self._by_number[socket.number]
-        socket.connection.close(CloseReason.CLIENT)  # it left the only namespace there is
-        self._owner.closed(socket, CloseReason(reason))
+    def closed(self, connection: Connection, reason: CloseReason) -> None:
+        """A connection is over."""
+        socket = self._by_engine_sid.pop(connection.sid, None)
+        if socket is not None:
+            del self._by_number[socket.number]
+            self._owner.closed(socket, reason)
