@@ -63,7 +63,8 @@ class Devices:
             accepted: called when the key is known to be right, though the broker may still be waited for.
             welcome: called with the device when commands reach it; is to attach a socket.
         """
-        await asyncio.sleep(self._flaps.delay_s(claim.serial, asyncio.get_running_loop().time()))
+        if delay_s := self._flaps.delay_s(claim.serial, asyncio.get_running_loop().time()):
+            await asyncio.sleep(delay_s)
         checker = self._authenticator
         if checker is not None:
             verdict = await self._ask(checker, claim)

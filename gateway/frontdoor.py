@@ -6,7 +6,7 @@ Follows device-protocol.zh.md. Bad input is answered to the one who sent it, in 
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from time import monotonic
 from typing import Final
@@ -29,6 +29,7 @@ from gateway.viewers import Viewers
 log = logging.getLogger(__name__)
 
 DELAYED_CHECKS: Final = 8  # keys that had to wait are checked so many at a time; who did not wait never queues
+NO_TURN: Final = nullcontext()  # of those who need not wait
 VIEWERS_FULL: Final = "too many viewers, try again later"
 
 
@@ -156,7 +157,8 @@ class FrontDoor:
             task.add_done_callback(partial(self._authenticated, socket, claim, monotonic()))
 
     async def _admit(self, socket: Socket, claim: DeviceKey) -> Verdict:
-        async with self._turn(socket, claim.serial):
+        delay_s = self._admission.guesses.delay_s(socket.address, claim.serial, self._now())
+        async with self._turn(socket, delay_s) if delay_s else NO_TURN:
             return await self._devices.admit(
                 claim, lambda: self._accepted(socket, claim), lambda device: self._welcome(socket, device)
             )
@@ -174,12 +176,8 @@ class FrontDoor:
             self._sockets.close(socket.number, CloseReason.REPLACED)  # by another node, meanwhile
 
     @asynccontextmanager
-    async def _turn(self, socket: Socket, serial: str) -> AsyncIterator[None]:
-        """Wait until a key may be checked: at once, unless keys were guessed from there."""
-        delay_s = self._admission.guesses.delay_s(socket.address, serial, self._now())
-        if not delay_s:
-            yield
-            return
+    async def _turn(self, socket: Socket, delay_s: float) -> AsyncIterator[None]:
+        """Wait until a key may be checked, where keys were guessed."""
         self.refused(Refusal.DELAYED_KEY)
         self._held_up.add(socket.number)
         try:

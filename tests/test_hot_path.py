@@ -34,7 +34,7 @@ from gateway.engine.websocket import WebSocket
 from gateway.mqtt.connection import Connection
 from gateway.mqtt.link import Link
 from tests.bench.contenders import UNLIMITED, Running, Timers
-from tests.bench.fleet import PAYLOAD, Fleet, connect_service
+from tests.bench.fleet import CONCURRENCY, PAYLOAD, Fleet, connect_service
 from tests.bench.workloads import ROOM_PAYLOAD, Commands, Events, room_events
 from tests.clients.install import missing
 
@@ -211,13 +211,16 @@ async def test_a_command_takes_190_calls_of_which_metrics_take_four(world: World
     assert every <= CALLS * COMMANDS
 
 
-async def test_a_connect_takes_three_writes_to_the_device_and_two_to_the_broker(world: World, counts: Counts) -> None:
+async def test_a_connect_takes_two_tasks_three_writes_to_the_device_and_two_to_the_broker(
+    world: World, counts: Counts
+) -> None:
     await world.fleet.connect(1)
     counts.begin()
     await world.fleet.connect(11)
     assert counts["writes to devices"] == 3 * 10  # the answer to the handshake with OPEN; CONNECT; auth:ok
     assert counts["writes to the broker"] == 2 * 10  # CONNECT with SUBSCRIBE; presence
     assert counts["ConnectPacket"] == counts["SubscribePacket"] == counts["PublishPacket"] == 10
+    assert counts["tasks"] == CONCURRENCY + 3 * 10  # the fleet's; asyncio accepts, one authenticates, one links
 
 
 async def test_an_event_of_a_device_takes_no_task_and_one_write(world: World, counts: Counts) -> None:

@@ -54,28 +54,10 @@ class Link:
     """
 
     __slots__ = (
-        "_address",
-        "_alarms",
-        "_attempting",
-        "_backoff",
-        "_connect_timeout_s",
-        "_credentials",
-        "_current",
-        "_cut_without_reason",
-        "_drained",
-        "_ended",
-        "_failures",
-        "_held",
-        "_may_reconnect",
-        "_owner",
-        "_proofs",
-        "_session",
-        "_task",
-        "_tls",
-        "_uniform",
-        "_wanted",
-        "read_at",
-    )
+        "_address", "_alarms", "_attempting", "_backoff", "_connect_timeout_s", "_credentials", "_current",
+        "_cut_without_reason", "_drained", "_ended", "_failures", "_held", "_may_reconnect", "_owner", "_proofs", "_session", "_task",
+        "_tls", "_uniform", "_wanted", "read_at",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -107,7 +89,7 @@ class Link:
         self._failures = 0  # attempts since the last Opened
         self._cut_without_reason = False  # how the last connection ended
         self._current: Connection | None = None
-        self._task: asyncio.Task[None] | None = None  # connects, or waits to
+        self._task: asyncio.Task[Any] | None = None  # connects, or waits to
         self._attempting: asyncio.Task[Verdict] | None = None  # the one connection that proves itself
         self._proofs: asyncio.Lock | None = None  # in the order of `prove()`
         self._held: Closed | None = None  # loss of the current connection while another proves itself
@@ -129,7 +111,11 @@ class Link:
     def open(self) -> None:
         """Connect, and reconnect after each loss, until `close()`, `abort()` or the event Closed."""
         self._wanted, self._ended = True, False
-        self._reconnect(wait=False)
+        if self._attempting is not None:
+            self._reconnect(wait=False)
+        elif self._current is None and self._task is None:
+            self._task = first = self._begin(self._credentials)
+            first.add_done_callback(self._first_ended)
 
     async def prove(self, credentials: Credentials) -> Verdict:
         """Connect anew with the same client id; Opened if the broker accepted the credentials.
@@ -218,11 +204,25 @@ class Link:
             await asyncio.wait({self._attempting})
         if self._ended:
             return DETACHED
+        attempt = self._begin(credentials)
+        await asyncio.wait({attempt})
+        return DETACHED if attempt.cancelled() else attempt.result()
+
+    def _begin(self, credentials: Credentials) -> asyncio.Task[Verdict]:
+        """Make a new connection; no other is being made."""
         attempt = asyncio.get_running_loop().create_task(self._try(credentials))
         self._attempting = attempt
         attempt.add_done_callback(self._attempted)
-        await asyncio.wait({attempt})
-        return DETACHED if attempt.cancelled() else attempt.result()
+        return attempt
+
+    def _first_ended(self, attempt: asyncio.Task[Verdict]) -> None:
+        """Try again, if the attempt of `open()` came to nothing, and nobody wants it to end."""
+        if attempt is self._task:  # which it is no more once it is promoted
+            self._task = None
+            if self._wanted and not attempt.cancelled():
+                self._failures += 1
+                self._owner.link_event(attempt.result())
+                self._reconnect()
 
     async def _try(self, credentials: Credentials) -> Verdict:
         """Let one new connection prove itself; it is current when the verdict is Opened, else closed."""
@@ -265,9 +265,9 @@ class Link:
 
     def promote(self, connection: Connection, connack: mqtt5.ConnAckPacket, rest: bytes) -> None:
         """Make a connection current that has proved itself; the one before ends unnoticed."""
-        if self._task is not None:  # it has what it waits for, whoever made the attempt
-            self._task.cancel()
-            self._task = None
+        task, self._task = self._task, None
+        if task is not None and task is not self._attempting:  # it has what it waits for, whoever made the attempt
+            task.cancel()
         old = self._leave()
         if old is not None:
             old.detach()
