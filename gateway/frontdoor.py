@@ -206,7 +206,6 @@ class FrontDoor:
         log.info("device here", extra={"serial": device.serial, "address": socket.address})
         socket.device = device
         self._count(socket)
-        self._sockets.admit(socket.number)
         self._sockets.emit(socket.number, "auth:ok")
         device.attach(socket)
 

@@ -105,8 +105,13 @@ class Throttle:
 
 
 def configure(settings: Log, node: str | None = None) -> LogHandler:
-    """Send the log to stderr, in the configured form; with a node, each line names it."""
+    """Send the log to stderr, in the configured form; with a node, each line names it.
+
+    No line says where in the code it was written, by which thread, task or process: so nobody has to find that out.
+    """
     handler = LogHandler(settings, {} if node is None else {"node": node})
+    logging._srcfile = None  # noqa: SLF001 - as the HOWTO of logging has it, under Optimization
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
     return handler
 

@@ -1,5 +1,6 @@
 """Whose address it is: proxies that are trusted to say so, and what counts as one address. Pure."""
 
+import re
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
@@ -8,6 +9,8 @@ from gateway.addresses import Network
 
 SHARED_PREFIX: Final = 64  # one household, school or server has a whole /64 of IPv6 to choose addresses from
 MAX_HOPS: Final = 32  # proxies in a row that are believed
+_OCTET: Final = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_IPV4: Final = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
 
 
 class Proxies:
@@ -52,6 +55,8 @@ class Proxies:
 
 def plain(address: str) -> str:
     """An address in its one form: no zone, no IPv4 within IPv6. Raises ValueError."""
+    if _IPV4.fullmatch(address):
+        return address  # it has but one form
     found = ip_address(address.partition("%")[0])
     if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
         found = found.ipv4_mapped

@@ -8,7 +8,6 @@ A session opens on long polling or on a WebSocket, may move from the former to t
 once, with one `CloseReason`. The effects of a call must be applied in order, before the next call.
 """
 
-import json
 from math import inf
 from typing import Final
 
@@ -82,7 +81,7 @@ class Session:
         *,
         base64: bool = False,
     ) -> None:
-        """`base64`: the client cannot take binary over this transport."""
+        """`sid`: without what JSON escapes. `base64`: the client cannot take binary over this transport."""
         self.sid = sid
         self.generation = generation
         self.transport = transport
@@ -132,14 +131,12 @@ class Session:
     def open(self) -> Effects:
         """Send the OPEN packet. Comes first."""
         options = self._options
-        handshake = {
-            "sid": self.sid,
-            "upgrades": ["websocket"] if self.transport is Transport.POLLING else [],
-            "pingInterval": round(options.ping_interval_s * 1000),
-            "pingTimeout": round(options.ping_timeout_s * 1000),
-            "maxPayload": options.max_payload_bytes,
-        }
-        return self._push(Packet(OPEN, json.dumps(handshake, separators=(",", ":"))))
+        upgrades = '"websocket"' if self.transport is Transport.POLLING else ""
+        handshake = (
+            f'{{"sid":"{self.sid}","upgrades":[{upgrades}],"pingInterval":{round(options.ping_interval_s * 1000)},'
+            f'"pingTimeout":{round(options.ping_timeout_s * 1000)},"maxPayload":{options.max_payload_bytes}}}'
+        )
+        return self._push(Packet(OPEN, handshake))
 
     def admit(self) -> None:
         """The application knows who this is: the session may stay."""
