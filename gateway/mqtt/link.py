@@ -55,8 +55,8 @@ class Link:
 
     __slots__ = (
         "_address", "_alarms", "_attempting", "_backoff", "_connect_timeout_s", "_credentials", "_current",
-        "_cut_without_reason", "_drained", "_ended", "_failures", "_held", "_may_reconnect", "_owner", "_proofs", "_session", "_task",
-        "_tls", "_uniform", "_wanted", "read_at",
+        "_cut_without_reason", "_drained", "_ended", "_failures", "_held", "_may_reconnect", "_owner", "_proofs",
+        "_session", "_task", "_tls", "_uniform", "_wanted", "read_at",
     )  # fmt: skip
 
     def __init__(
