@@ -7,7 +7,7 @@ import os
 
 import click
 
-from gateway import __version__
+from gateway import __version__, is_compiled
 from gateway.cli.asyncapi import asyncapi
 from gateway.cli.call import call
 from gateway.cli.devices import devices
@@ -20,7 +20,7 @@ from gateway.cli.watch import presence, watch
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="gateway")
+@click.version_option(f"{__version__}, {'compiled' if is_compiled() else 'not compiled'}", prog_name="gateway")
 def main() -> None:
     """Connect Socket.IO devices to MQTT: every device becomes an MQTT session of its own.
 

@@ -1,6 +1,7 @@
 """The gateway: wires everything, starts it, and stops it so that devices and sessions survive."""
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 STOP_MARGIN_S: Final = 20.0  # beyond `drain_s`: for the last publishes, and for sessions that are given up
 COMPRESS_OVER_BYTES: Final = 1024  # below, it costs more than it saves
 KEY_DELAY_SHARE: Final = 1 / 3  # of the time to authenticate: how long one who guesses keys waits at most
+GC_THRESHOLDS: Final = (10_000, 20, 20)  # a device's objects stay: by default each is looked at again and again
 
 
 class Gateway:
@@ -72,7 +74,8 @@ class Gateway:
         self._files = Files()
         self._tracer = tracer_of(config.tracing, config.node)
         topics = Topics(config.mqtt.prefix, config.mqtt.response_topics)
-        catalog = catalog_of(config.catalog)
+        catalog, commands = catalog_of(config.catalog), config.commands
+        policy = Policy(commands.ack_timeout_s, commands.lifetime_s, commands.max_payload_bytes)
         metrics = Metrics(catalog, config.node)
         context, shown = tls.to_broker(config.mqtt, self._files)
         links = _link_settings(config, context)
@@ -92,9 +95,9 @@ class Gateway:
             life=life,
             topics=topics,
             catalog=catalog,
-            reader=CommandReader(topics, catalog, _policy(config), _command_ids()),
+            reader=CommandReader(topics, catalog, policy, _command_ids()),
             limits=_limits(config),
-            shared=Shared(config.commands.max_per_node, config.commands.max_bytes_per_node),
+            shared=Shared(commands.max_per_node, commands.max_bytes_per_node),
             waiting_bytes=Budget(config.mqtt.max_waiting_bytes),
             replays=Pace(config.commands.replays_per_s),
             links=links,
@@ -260,6 +263,7 @@ def run(config: Config, worker: Worker | None = None) -> None:
     A worker says a line on stdout when it listens, and stops when its stdin ends: then the supervisor is gone.
     """
     log_handler = logs.configure(config.log, node=None if worker is None else worker.node)
+    gc.set_threshold(*GC_THRESHOLDS)
     try:
         uvloop.run(_serve(config, log_handler, worker))
     except asyncio.CancelledError:
@@ -381,11 +385,6 @@ def _peer_limits(config: Config) -> PeerLimits:
         max_waiting_per_address=admission.max_unauthenticated_per_address,
         max_request_bytes=2 * config.devices.max_payload_bytes,  # chunks have an overhead
     )
-
-
-def _policy(config: Config) -> Policy:
-    commands = config.commands
-    return Policy(commands.ack_timeout_s, commands.lifetime_s, commands.max_payload_bytes)
 
 
 def _limits(config: Config) -> Limits:

@@ -7,7 +7,7 @@ node. deploy/METRICS.md says what each means.
 import platform
 from collections.abc import Iterable
 
-from gateway import __version__
+from gateway import __version__, is_compiled
 from gateway.catalog import EVENTS, Event
 from gateway.edge_metrics import LinkMetrics, NodeMetrics, RoomMetrics, SocketMetrics
 from gateway.instruments import Instruments
@@ -29,5 +29,6 @@ class Metrics:
         self.sockets = SocketMetrics(make)
         self.rooms = RoomMetrics(make, events)
         self.links = LinkMetrics(make)
-        build = {"version": __version__, "node": node, "python": platform.python_version()}
+        compiled = "yes" if is_compiled() else "no"
+        build = {"version": __version__, "node": node, "python": platform.python_version(), "compiled": compiled}
         self.node = NodeMetrics(make, build)

@@ -8,7 +8,7 @@ import re
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
-from gateway.value import Value
+import msgspec
 
 FINAL_STATUSES: Final = ("acked", "nacked", "timeout", "lost", "offline", "expired", "rejected")  # of an Outcome
 STATUSES: Final = ("queued", *FINAL_STATUSES)
@@ -42,7 +42,7 @@ class BadName(ValueError):
     """A room, event or id that cannot be one topic level; the text says why."""
 
 
-class Outcome(Value, frozen=True):
+class Outcome(msgspec.Struct, frozen=True):
     """The result of a command, as published on the acks topic or the Response Topic (JSON)."""
 
     id: str
@@ -59,7 +59,7 @@ class Outcome(Value, frozen=True):
     late: bool = False
 
 
-class Client(Value, frozen=True):
+class Client(msgspec.Struct, frozen=True):
     """How a device is connected: Engine.IO generation, transport and the address it came from."""
 
     engine: int
@@ -67,14 +67,14 @@ class Client(Value, frozen=True):
     address: str
 
 
-class Life(Value, frozen=True):
+class Life(msgspec.Struct, frozen=True):
     """One life of a node: its name, and when it started (RFC 3339)."""
 
     node: str
     started: str
 
 
-class Presence(Value, frozen=True):
+class Presence(msgspec.Struct, frozen=True):
     """Whether a device is connected; retained on its presence topic and carried by its link's Will."""
 
     online: bool
@@ -95,7 +95,7 @@ class Presence(Value, frozen=True):
         return not (ours.since and self.since and self.since < ours.since)
 
 
-class NodeStatus(Value, frozen=True):
+class NodeStatus(msgspec.Struct, frozen=True):
     """What one node says of itself; retained on its status topic, `online: false` by its Will."""
 
     online: bool
@@ -107,7 +107,7 @@ class NodeStatus(Value, frozen=True):
     relay: str = ""  # URL at which other nodes reach its device port; empty: they do not
 
 
-class CommandTopic(Value, frozen=True):
+class CommandTopic(msgspec.Struct, frozen=True):
     """`devices/{serial}/commands/{event}[/{id}]`, decoded."""
 
     serial: str
@@ -115,7 +115,7 @@ class CommandTopic(Value, frozen=True):
     id: str | None
 
 
-class ReplyTopic(Value, frozen=True):
+class ReplyTopic(msgspec.Struct, frozen=True):
     """`devices/{serial}/replies/{event}/{id}`, decoded."""
 
     serial: str
@@ -123,7 +123,7 @@ class ReplyTopic(Value, frozen=True):
     id: str
 
 
-class RoomTopic(Value, frozen=True):
+class RoomTopic(msgspec.Struct, frozen=True):
     """`rooms/{room}/events/{event}`, decoded."""
 
     room: str

@@ -4,8 +4,9 @@ import msgspec
 
 
 class Value(msgspec.Struct, frozen=True):
-    """Immutable, and equal where all fields are.
+    """Immutable, equal where all fields are, and never read from JSON.
 
-    mypyc does not hand `frozen=True` of a class in a compiled module on to msgspec, so that has to be inherited, and is
-    said again in each class for mypy. This module itself is not compiled.
+    Of a class in a compiled module, mypyc hands neither `frozen=True` nor the types of the fields on to msgspec. So the
+    former is inherited from here, where nothing is compiled, and said again in each class for mypy; and what is read
+    from JSON or described by a schema belongs to modules that are not compiled.
     """

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import gateway as gateway_package
-from gateway import __version__, config
+from gateway import __version__, config, delivery
 from gateway.__main__ import main
 from gateway.auth.file import hash_key
 from gateway.cli.devices import devices
@@ -47,7 +47,8 @@ BAD = ['mqtt.urll: unknown key, did you mean "url"?', 'devices.ping_interval_s: 
 
 
 def test_version() -> None:
-    assert gateway("--version").stdout.strip() == f"gateway, version {__version__}"
+    how = "compiled" if delivery.__file__.endswith(".so") else "not compiled"
+    assert gateway("--version").stdout.strip() == f"gateway, version {__version__}, {how}"
 
 
 @pytest.mark.parametrize(

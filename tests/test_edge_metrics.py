@@ -88,7 +88,10 @@ def test_authentications(metrics: Metrics) -> None:
     ],
 )
 def test_what_a_link_says(metrics: Metrics, event: LinkEvent, expected: dict[str, float]) -> None:
-    metrics.links.observe(event, "device")
+    if isinstance(event, Published):
+        metrics.links.published(event, read_at=0.1)
+    else:
+        metrics.links.observe(event, "device")
     assert counted(metrics) == expected
 
 

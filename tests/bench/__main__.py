@@ -19,6 +19,7 @@ import click
 import msgspec
 import uvloop
 
+from gateway import is_compiled
 from gateway.brokers import BrokerUnavailable
 from tests.bench import contenders, parts, plots, profile, publish, report
 from tests.bench.contenders import Contender
@@ -176,7 +177,8 @@ def _about(plan: Plan, rounds: list[Round]) -> dict[str, str]:
     cpu = next(
         (line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
     )
-    python = f"{platform.python_version()} ({_call_ns():.0f} ns a call)"
+    compiled = "compiled" if is_compiled() else "not compiled"
+    python = f"{platform.python_version()} ({_call_ns():.0f} ns a call), gateway {compiled}"
     ours = [f"{name} {metadata.version(name)}" for name in ("uvloop", "aiohttp", "python-socketio", "aiomqtt")]
     theirs = [_node_version(), *(f"{name} {_module_version(name)}" for name in NODE_MODULES)]
     counts = {group: max((r.number for r in rounds if r.group == group), default=0) for group in plan.groups}

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from functools import partial
 from pathlib import Path
 
 from gateway.config import Config, resolve
@@ -37,6 +36,11 @@ def test_it_runs_as_nobody_from_a_base_with_a_version() -> None:
     assert "HEALTHCHECK" in DOCKERFILE
 
 
+def test_what_compiles_it_is_the_python_that_runs_it() -> None:
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.MULTILINE))
+    assert arguments["COMPILER"] == arguments["PYTHON"].replace("-slim", "")  # which has no compiler
+
+
 def test_the_settings_in_it_are_settings() -> None:
     """The health check asks where they say."""
     environ = dict(re.findall(r"(GATEWAY_\w+)=(\S+)", DOCKERFILE))
@@ -49,13 +53,15 @@ def test_what_it_copies_makes_the_whole_gateway(tmp_path: Path) -> None:
     """The build sees what is copied and nothing else; the wheel of that has every module and the broker's settings."""
     copied = " ".join(re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)).split()
     ignore = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
-    assert [line for line in ignore if not line.startswith(("#", "!"))] == ["*", "**/__pycache__"]
+    assert [line for line in ignore if not line.startswith(("#", "!"))] == ["*", "**/__pycache__", "**/*.so"]
     assert [line.removeprefix("!") for line in ignore if line.startswith("!")] == copied
     for name in copied:
         source, target = ROOT / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        copy = shutil.copyfile if source.is_file() else partial(shutil.copytree, ignore=lambda *_: {"__pycache__"})
-        copy(source, target)
+        if source.is_file():
+            shutil.copyfile(source, target)
+        else:
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     build = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "wheel", ".")
     subprocess.run(build, cwd=tmp_path, check=True, capture_output=True, timeout=300)
     (wheel,) = (tmp_path / "wheel").glob("*.whl")
