@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Iterator
 from itertools import count
-from typing import Any, Final, Protocol
+from typing import Protocol
 
 from aiohttp import web
 from socketio import packet as sio
@@ -23,13 +23,10 @@ from gateway.engine.server import Relay
 from gateway.instruments import Count
 from gateway.proxies import Proxies
 from gateway.rooms import Grant
-from gateway.socketio_server import Packet, Server, encode, send, send_to
+from gateway.socketio_server import UNABLE, Server, accept, encode, refuse, send, send_to
 from gateway.topics import Client
 
 log = logging.getLogger(__name__)
-
-NAMESPACE: Final = "/"
-UNABLE: Final = "Unable to connect"  # there is no such namespace, or the peer is in it
 
 
 class Socket:
@@ -73,7 +70,7 @@ class SocketOwner(Protocol):
         """
 
     def connected(self, socket: Socket) -> None:
-        """A socket joined the namespace."""
+        """A socket joined the namespace, and was told so."""
 
     def emitted(self, socket: Socket, event: str, args: Args, ack_id: int | None) -> Pending:
         """The peer emitted an event; with `ack_id` it waits for an ack. What is returned holds up its reading."""
@@ -89,51 +86,6 @@ class SocketOwner(Protocol):
 
     def refused(self, reason: Refusal) -> None:
         """A peer was refused something before it was a socket, or was slowed down."""
-
-
-class _Server(Server):
-    """Hands over what happens in the one namespace that there is, without a task but for the end of a connection.
-
-    Who has joined is known to `SocketServer` alone: python-socketio's manager, of whose rooms and acks nothing is used,
-    would take three tables and as many calls for each socket.
-    """
-
-    def __init__(self, sockets: "SocketServer", options: EngineOptions, admission: Admission, proxies: Proxies) -> None:
-        super().__init__(options, admission=admission, proxies=proxies)
-        self.eio.on_connected = self._opened
-        self.eio.on_closed = self._closed
-        self._sockets = sockets
-
-    def _opened(self, connection: Connection) -> None:
-        if connection.generation.revision == 3:  # connected to `/` without asking
-            self.join(connection, NAMESPACE, None)
-
-    async def _closed(self, connection: Connection, reason: CloseReason) -> None:
-        """Comes later, in a task: whoever closes a connection is in the middle of something."""
-        self._binary_packet.pop(connection.sid, None)
-        self._sockets.closed(connection, reason)
-
-    def join(self, connection: Connection, namespace: str, auth: Any) -> Pending:
-        problem = self._sockets.join(connection, auth) if namespace == NAMESPACE else UNABLE
-        if problem is not None:
-            self.write(connection.sid, Packet(sio.CONNECT_ERROR, data=problem, namespace=namespace))
-        elif connection.generation.revision == 3:
-            connection.send(str(sio.CONNECT))
-        else:
-            connection.send(f'{sio.CONNECT}{{"sid":"{self.eio.generate_id()}"}}')
-        return None
-
-    def leave(self, connection: Connection, namespace: str) -> Pending:
-        if namespace == NAMESPACE and self._sockets.of(connection.sid) is not None:
-            connection.close(CloseReason.CLIENT)  # it left the only namespace there is
-        return None
-
-    def event(self, connection: Connection, namespace: str | None, id: int | None, data: list[Any]) -> Pending:
-        return self._sockets.emitted(connection, data[0], tuple(data[1:]), id)
-
-    def ack(self, connection: Connection, namespace: str | None, id: int, data: list[Any]) -> Pending:
-        self._sockets.acked(connection, id, tuple(data))
-        return None
 
 
 class SocketServer:
@@ -161,10 +113,10 @@ class SocketServer:
         self._numbers = count(1)
         self._by_number: dict[int, Socket] = {}
         self._by_engine_sid: dict[str, Socket] = {}
-        self._server = _Server(self, options, admission, proxies)
-        self._server.eio.on_refused = owner.refused
-        self._server.eio.relay = relay
-        self._server.eio.on_upgraded = self._upgraded
+        self._server = Server(self, options, admission, proxies)
+        self._server.engine.on_refused = owner.refused
+        self._server.engine.relay = relay
+        self._server.engine.on_upgraded = self._upgraded
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -174,13 +126,12 @@ class SocketServer:
 
     def attach(self, app: web.Application) -> None:
         """Serve devices from this application, which must be run with `handler_cancellation`."""
-        self._server.eio.attach(app, self._path)
+        self._server.engine.attach(app, self._path)
         logging.getLogger("aiohttp.server").addFilter(PeerFaults())
 
     def take(self, transport: asyncio.Transport, said: bytes) -> bool:
         """Have a connection of the port that it is attached to: see `EngineServer.take`."""
-        taken: bool = self._server.eio.take(transport, said)
-        return taken
+        return self._server.engine.take(transport, said)
 
     def admit(self, number: int) -> None:
         """The peer is somebody: its socket may stay."""
@@ -212,7 +163,7 @@ class SocketServer:
 
     async def shutdown(self) -> None:
         """Close every socket, refuse new ones, and return when all owners were told."""
-        await self._server.eio.shutdown()
+        await self._server.engine.shutdown()
 
     def emitted(self, connection: Connection, event: str, args: Args, ack_id: int | None) -> Pending:
         """An event came in; one for another namespace, or before the socket joined, has no meaning."""
@@ -225,25 +176,29 @@ class SocketServer:
         if socket is not None:
             self._owner.acked(socket, emit_id, args)
 
-    def of(self, engine_sid: str) -> Socket | None:
-        """The socket of a connection, once it has joined the namespace."""
-        return self._by_engine_sid.get(engine_sid)
-
-    def join(self, connection: Connection, auth: object) -> str | None:
-        """A peer asks to join the namespace; what is wrong with that.
+    def join(self, connection: Connection, auth: object) -> None:
+        """A peer asks to join the namespace.
 
         Engine.IO 3 has joined before it can say anything: when it asks, and says who it is, that only introduces it.
         """
         known = self._by_engine_sid.get(connection.sid)
-        if known is not None:
-            introduces = auth and connection.generation.revision == 3
-            return self._owner.introduced(known, auth) if introduces else UNABLE
-        socket = Socket(next(self._numbers), connection)
+        if known is not None and not (auth and connection.generation.revision == 3):
+            refuse(connection, UNABLE)
+            return
+        socket = known or Socket(next(self._numbers), connection)
         problem = self._owner.introduced(socket, auth)
-        if problem is None:
-            self._by_number[socket.number] = self._by_engine_sid[connection.sid] = socket
+        if problem is not None:
+            refuse(connection, problem)
+            return
+        self._by_number[socket.number] = self._by_engine_sid[connection.sid] = socket
+        accept(connection, self._server.engine.generate_id)
+        if known is None:
             self._owner.connected(socket)
-        return problem
+
+    def leave(self, connection: Connection) -> None:
+        """A peer leaves the only namespace that there is."""
+        if connection.sid in self._by_engine_sid:
+            connection.close(CloseReason.CLIENT)
 
     def _upgraded(self, connection: Connection) -> None:
         socket = self._by_engine_sid.get(connection.sid)

@@ -85,13 +85,11 @@ class Connection:
         "posting",
         "read_at",
         "session",
-        "user_session",
     )
 
     def __init__(self, app: Application, session: Session, environ: dict[str, Any]) -> None:
         self.session = session
         self.environ = environ
-        self.user_session: dict[str, Any] = {}
         self.posting = False
         self.read_at = 0.0  # when the latest packet was read, in monotonic seconds
         self._app = app

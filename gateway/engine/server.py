@@ -89,17 +89,6 @@ class EngineServer:
         """A live view of every connection; one that closed may linger until a poll has taken its last word."""
         return self._connections.values()
 
-    def get(self, sid: str) -> Connection | None:
-        """The connection with this id, if it is open."""
-        connection = self._connections.get(sid)
-        return connection if connection is not None and connection.session.closed is None else None
-
-    def send_text(self, sid: str, data: str | bytes) -> None:
-        """Write a message to a connection; nothing happens if it is closed."""
-        connection = self._connections.get(sid)
-        if connection is not None:
-            connection.send(data)
-
     def close(self, sid: str, reason: CloseReason = CloseReason.SERVER) -> None:
         """Close a connection, if it is open."""
         connection = self._connections.get(sid)

@@ -13,7 +13,7 @@ from tests.clients.server import answering
 MODES = ["polling", "websocket", "upgrade"]
 MATRIX = [(client, mode) for client in ("sio17", "sio25", "sio31", "sio48") for mode in MODES]
 MATRIX.append(("weapp", "websocket"))  # mini-programs have nothing else
-CHECKS = 9
+CHECKS = 8
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from yarl import URL
 
 from gateway.engine.server import EngineServer
 
+from .echo import Echo
 from .harness import CALM, Bench, Peer, serving
-from .seam import echo_server
 
 ROUNDS = 300
 PARTS = [
@@ -86,8 +86,7 @@ async def exchange(url: str, data: bytes, *, answered: bool = False) -> bytes:
 
 @pytest.fixture
 def engine() -> EngineServer:
-    engine: EngineServer = echo_server(CALM).eio
-    return engine
+    return Echo(CALM).engine
 
 
 @pytest.mark.parametrize("seed", range(4))

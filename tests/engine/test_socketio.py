@@ -1,20 +1,23 @@
-"""What the official Socket.IO suites check, for both revisions, through python-socketio on `EngineServer`.
+"""What the official Socket.IO suites check, for both revisions, of the sockets that devices get.
 
 Source of the cases: socket.io-protocol, the test suite of revision 5; for revision 4 the same cases in the
-shapes of that revision (its readme).
+shapes of that revision (its readme). Others than in the suites are the cases of a second namespace, as there is
+none, and of who leaves the only one, who is disconnected.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import aiohttp
 import msgspec
 import pytest
 
+from gateway.engine.effects import CloseReason
 from gateway.engine.options import EngineOptions
-from gateway.socketio_server import MAX_ATTACHMENTS, Server
+from gateway.socketio_server import MAX_ATTACHMENTS
 
-from .harness import CALM, FAST, Peer, gone, serving
-from .seam import echo_server
+from .echo import Echo
+from .harness import CALM, Peer, gone, serving
 
 TWO_BINARIES = '["{}",{{"_placeholder":true,"num":0}},{{"_placeholder":true,"num":1}}]'
 Socket = aiohttp.ClientWebSocketResponse
@@ -26,13 +29,13 @@ def options() -> EngineOptions:
 
 
 @pytest.fixture
-def sockets(options: EngineOptions) -> Server:
-    return echo_server(options)
+def echo(options: EngineOptions) -> Echo:
+    return Echo(options)
 
 
 @pytest.fixture
-async def peer(sockets: Server, http: aiohttp.ClientSession, eio: str) -> AsyncIterator[Peer]:
-    async with serving(sockets.eio, path="socket.io") as url:
+async def peer(echo: Echo, http: aiohttp.ClientSession, eio: str) -> AsyncIterator[Peer]:
+    async with serving(echo.engine, path="socket.io") as url:
         yield Peer(url, http, eio)
 
 
@@ -55,17 +58,16 @@ def attachment(peer: Peer, data: bytes) -> bytes:
 # -- connect ----------------------------------------------------------------------------------------------
 
 
-async def test_joins_the_main_namespace(peer: Peer, sockets: Server) -> None:
+async def test_joins_the_main_namespace(peer: Peer, echo: Echo) -> None:
     socket, _ = await peer.open_websocket()
     if peer.eio == "4":
         await socket.send_str("40")
         sid = msgspec.json.decode((await socket.receive_str())[2:])["sid"]
         assert sid != peer.sid
     else:
-        assert await socket.receive_str() == "40"
-        sid = peer.sid  # which the client takes for its socket id
+        assert await socket.receive_str() == "40"  # the client takes the id of the connection
     assert await socket.receive_str() == '42["auth",{}]'
-    assert sockets.manager.is_connected(sid, "/")
+    assert len(echo.sockets) == 1
     await socket.close()
 
 
@@ -78,25 +80,39 @@ async def test_joins_the_main_namespace_with_a_payload(peer: Peer) -> None:
     await socket.close()
 
 
-@pytest.mark.parametrize("auth", [{}, {"token": "abc"}], ids=["bare", "with a payload"])
-async def test_joins_a_custom_namespace(peer: Peer, sockets: Server, auth: dict[str, str]) -> None:
+@pytest.mark.parametrize("joins", ["40/random", "40/custom,", '40/custom,{"token":"abc"}', "40/custom?token=abc,"])
+async def test_refuses_another_namespace(peer: Peer, joins: str) -> None:
     socket = await connected(peer)
-    if peer.eio == "4":
-        await socket.send_str("40/custom," + (msgspec.json.encode(auth).decode() if auth else ""))
-        assert (await socket.receive_str()).startswith('40/custom,{"sid":')
-    else:
-        await socket.send_str("40/custom" + ("?token=abc," if auth else ","))
-        assert (await socket.receive_str()).rstrip(",") == "40/custom"
-        assert sockets.manager.is_connected(f"/custom#{peer.sid}", "/custom")
-    assert await socket.receive_str() == f'42/custom,["auth",{msgspec.json.encode(auth).decode()}]'
+    await socket.send_str(joins)
+    error = '"Invalid namespace"' if peer.eio == "3" else '{"message":"Invalid namespace"}'
+    namespace = joins[2:].partition(",")[0].partition("?")[0]
+    assert await socket.receive_str() == f"44{namespace},{error}"
+    await socket.send_str("41/custom")
+    await socket.send_str('42["message","message to main namespace"]')
+    assert await socket.receive_str() == '42["message-back","message to main namespace"]'
     await socket.close()
 
 
-async def test_refuses_an_unknown_namespace(peer: Peer) -> None:
+async def test_refuses_as_its_owner_says(peer: Peer, echo: Echo) -> None:
+    """Engine.IO 3 has joined by then, and stays."""
+    socket, _ = await peer.open_websocket()
+    if peer.eio == "3":
+        assert [await socket.receive_str() for _ in range(2)] == ["40", '42["auth",{}]']
+    await socket.send_str("40/?refuse=no," if peer.eio == "3" else '40{"refuse":"no"}')
+    assert await socket.receive_str() == ('44"no"' if peer.eio == "3" else '44{"message":"no"}')
+    assert len(echo.sockets) == (1 if peer.eio == "3" else 0)
+    await socket.close()
+
+
+async def test_joins_once(peer: Peer) -> None:
+    """Who is in it already is told no; Engine.IO 3 may say then who it is, and is welcomed again."""
     socket = await connected(peer)
-    await socket.send_str("40/random")
-    error = '"Invalid namespace"' if peer.eio == "3" else '{"message":"Invalid namespace"}'
-    assert await socket.receive_str() == f"44/random,{error}"
+    await socket.send_str("40")
+    assert (await socket.receive_str()).startswith("44")
+    await socket.send_str("40/?token=abc," if peer.eio == "3" else '40{"token":"abc"}')
+    assert (await socket.receive_str()).startswith("40" if peer.eio == "3" else "44")
+    await socket.send_str('42["message"]')
+    assert await socket.receive_str() == '42["message-back"]'
     await socket.close()
 
 
@@ -121,26 +137,13 @@ async def test_polling_brings_the_implicit_connect_with_the_handshake(peer: Peer
 # -- disconnect -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [FAST])
-async def test_leaves_the_main_namespace_and_stays_connected(peer: Peer, sockets: Server) -> None:
+async def test_who_leaves_the_main_namespace_is_disconnected(peer: Peer, echo: Echo) -> None:
     socket = await connected(peer)
     await socket.send_str("41")
-    if peer.eio == "3":
-        await socket.send_str("2")
-    assert await socket.receive_str() == ("3" if peer.eio == "3" else "2")
-    assert sockets.manager.rooms == {}
-    await socket.close()
-
-
-async def test_leaves_a_custom_namespace_only(peer: Peer) -> None:
-    socket = await connected(peer)
-    await socket.send_str("40/custom")
-    assert (await socket.receive_str()).startswith("40/custom")
-    assert await socket.receive_str() == '42/custom,["auth",{}]'
-    await socket.send_str("41/custom")
-    await socket.send_str('42["message","message to main namespace"]')
-    assert await socket.receive_str() == '42["message-back","message to main namespace"]'
-    await socket.close()
+    await gone(socket)
+    async with asyncio.timeout(10):
+        assert await echo.closes.get() is CloseReason.CLIENT
+    assert len(echo.sockets) == 0
 
 
 # -- messages ---------------------------------------------------------------------------------------------
@@ -221,7 +224,7 @@ async def test_polling_carries_events_and_acks(peer: Peer) -> None:
     assert await peer.get() == (200, answer)
 
 
-async def test_room_of_both_generations(sockets: Server, peer: Peer) -> None:
+async def test_room_of_both_generations(echo: Echo, peer: Peer) -> None:
     """A binary broadcast reaches polls and WebSockets, old and new, each in its own framing."""
     async with aiohttp.ClientSession() as http:
         peers = [Peer(peer.url, http, eio) for eio in ("3", "4", "3", "4")]
@@ -230,7 +233,7 @@ async def test_room_of_both_generations(sockets: Server, peer: Peer) -> None:
             await poller.open()
         await peers[3].send("40")
         await peers[3].get()
-        await sockets.emit("news", b"\x00\xff")
+        echo.sockets.emit_to(echo.sockets, "news", (b"\x00\xff",))
         header = '451-["news",{"_placeholder":true,"num":0}]'
         for one, stream in zip(peers[:2], streams, strict=True):
             assert await stream.receive_str() == header
