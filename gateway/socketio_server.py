@@ -127,20 +127,22 @@ class Server:
             return None
 
     def _dispatch(self, connection: Connection, kind: int, namespace: str | None, id: int | None, data: Any) -> Pending:
+        ours = namespace is None or namespace == NAMESPACE  # nobody has joined another
         if kind in _EVENTS:
             if not (isinstance(data, list) and data and isinstance(data[0], str)):
                 raise ValueError("an event needs a name")
-            return self._namespace.emitted(connection, data[0], tuple(data[1:]), id)
+            return self._namespace.emitted(connection, data[0], tuple(data[1:]), id) if ours else None
         if kind in _ACKS:
             if not isinstance(data, list) or id is None:
                 raise ValueError("an ack needs an id and a list")
-            self._namespace.acked(connection, id, tuple(data))
-            return None
-        if kind == sio.DISCONNECT:
-            if namespace in (None, NAMESPACE):
+            if ours:
+                self._namespace.acked(connection, id, tuple(data))
+        elif kind == sio.DISCONNECT:
+            if ours:
                 self._namespace.leave(connection)
-            return None
-        raise ValueError("not for a server")
+        else:
+            raise ValueError("not for a server")
+        return None
 
     def _assemble(self, connection: Connection, data: str | bytes) -> Packet | None:
         """Return the packet that is whole with this message; None while attachments are missing."""

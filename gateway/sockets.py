@@ -166,7 +166,7 @@ class SocketServer:
         await self._server.engine.shutdown()
 
     def emitted(self, connection: Connection, event: str, args: Args, ack_id: int | None) -> Pending:
-        """An event came in; one for another namespace, or before the socket joined, has no meaning."""
+        """An event came in; one before the socket joined has no meaning."""
         socket = self._by_engine_sid.get(connection.sid)
         return None if socket is None else self._owner.emitted(socket, event, args, ack_id)
 

@@ -162,6 +162,15 @@ async def test_text(peer: Peer, sent: str, answer: str) -> None:
     await socket.close()
 
 
+@pytest.mark.parametrize("sent", ['42/custom,["message",1]', '42/custom,7["message-with-ack",1]', "43/custom,1[1]"])
+async def test_what_is_for_another_namespace_is_passed_over(peer: Peer, sent: str) -> None:
+    socket = await connected(peer)
+    await socket.send_str(sent)
+    await socket.send_str('42["message",2]')
+    assert await socket.receive_str() == '42["message-back",2]'
+    await socket.close()
+
+
 BINARY = {
     "event": ("452-" + TWO_BINARIES.format("message"), "452-" + TWO_BINARIES.format("message-back")),
     "event with an ack": (
