@@ -25,6 +25,7 @@ import click
 import uvloop
 
 from gateway import facts as f
+from gateway import is_compiled
 from gateway.brokers import free_ports
 from gateway.catalog import EVENTS, Catalog
 from gateway.limits import Limits, Shared
@@ -159,6 +160,8 @@ def alone_us(blocks: int = 100) -> float:
 def main(pairs: int) -> None:
     """Print what a command costs with and without metrics, the median of the differences, and counting alone."""
     click.echo(f"counting alone: {alone_us():.2f} µs a command ({ALONE:,} times)")
+    if is_compiled():
+        raise click.ClickException("compiled methods cannot be switched off: compare where the gateway is not compiled")
     try:
         figures = uvloop.run(measure(pairs))
     except contenders.Unusable as problem:

@@ -98,11 +98,16 @@ class Tally:
         return any(abs(at - kill) < AWAY_S for kill in self._world.broker_kills)
 
     def _expired_in_the_broker(self, command: Command) -> bool:
-        """Whether the broker may have had it when it expired: its device had no node, or went from one to another."""
+        """Whether the broker may have had it when it expired: its device had no node, or went from one to another.
+
+        A node that starts again may take the link from under a device that has just come to another, which sees nothing
+        of it; that both had it shows in who spoke.
+        """
         if command.expiry_s is None:
             return False
         world, until = self._world, command.published_at + ANSWERED_S
         owners = {(stay.node, stay.life) for stay in self._from_last_welcome(command) if stay.at <= until}
+        owners |= {(said.node, said.life) for said in command.outcomes if said.at <= until}
         died = any(at < until and (name, life) in owners for at, name, life in world.ends)
         return (
             died
