@@ -239,7 +239,7 @@ def _split_binary(body: bytes) -> Iterator[str | bytes]:
     start = 0
     while start < len(body):
         end = body.find(_END_OF_LENGTH, start + 1, start + MAX_LENGTH_DIGITS + 2)
-        digits = body[start + 1 : max(end, 0)]
+        digits = body[start + 1 : max(end, start + 1)]  # compiled, a slice must not end before it begins
         if not digits or max(digits) > 9 or body[start] not in (_STRING, _BINARY):
             raise Malformed("bad binary length")
         stop = end + 1 + int("".join(map(str, digits)))

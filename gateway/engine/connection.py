@@ -71,7 +71,6 @@ class Connection:
     """One Engine.IO connection of one peer."""
 
     __slots__ = (
-        "__weakref__",
         "_app",
         "_busy",
         "_paid_until",
