@@ -101,7 +101,7 @@ class Relay:
         at, _, signature = claim.partition(" ")
         if not (at.isascii() and at.isdecimal() and len(at) < 20) or abs(time.time() - int(at)) > FRESH_S:
             return True
-        return not hmac.compare_digest(signature.encode(), self._sign(at, request).encode())
+        return not hmac.compare_digest(_bytes(signature), self._sign(at, request).encode())
 
     async def serve(self, request: web.Request, sid: str) -> web.StreamResponse | None:
         """The answer of the node that has the session; None where no other node can have it."""
@@ -183,7 +183,12 @@ class Relay:
 
     def _sign(self, at: str, request: Head) -> str:
         signed = f"{at} {request.method} {request.path_qs}"
-        return hmac.new(self._secret, signed.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._secret, _bytes(signed), hashlib.sha256).hexdigest()
+
+
+def _bytes(text: str) -> bytes:
+    """What a peer sent, which need not be UTF-8: aiohttp has surrogates for such bytes."""
+    return text.encode(errors="surrogateescape")
 
 
 def _came_by_unix_socket(request: web.Request) -> bool:

@@ -138,7 +138,7 @@ def answer(head: Head, options: EngineOptions, cookie: str | None = None) -> Ans
     accept = base64.b64encode(hashlib.sha1(key.encode() + WS_KEY).digest()).decode()  # noqa: S324 - RFC 6455 1.3
     more, compress = "", 0
     if options.deflate_websockets_over_bytes is not None:
-        compress, no_takeover = ws_ext_parse(headers.get(hdrs.SEC_WEBSOCKET_EXTENSIONS), isserver=True)
+        compress, no_takeover = _deflation(headers)
         if compress:
             more += f"{hdrs.SEC_WEBSOCKET_EXTENSIONS}: {ws_ext_gen(compress, True, no_takeover)}\r\n"
     if protocol := _first_protocol(headers):
@@ -188,6 +188,14 @@ def _is_key(text: str) -> bool:
         return len(base64.b64decode(text)) == KEY_BYTES
     except (binascii.Error, ValueError):  # ValueError: beyond ASCII
         return False
+
+
+def _deflation(headers: CIMultiDictProxy[str]) -> tuple[int, bool]:
+    """The window that permessage-deflate is to have, 0 for none, and whether each message is to be for itself."""
+    try:
+        return ws_ext_parse(headers.get(hdrs.SEC_WEBSOCKET_EXTENSIONS), isserver=True)
+    except ValueError:  # a number of more digits than `int` takes
+        return 0, False
 
 
 def _first_protocol(headers: CIMultiDictProxy[str]) -> str:

@@ -2,15 +2,20 @@
 
 import asyncio
 import re
+import time
 
 import aiohttp
 import msgspec
 import pytest
+from aiohttp.http_parser import HttpRequestParserPy
 from yarl import URL
 
+from gateway.addresses import Network
 from gateway.admission import AdmissionLimits, Refusal
 from gateway.engine.server import EngineServer
 from gateway.engine.websocket import encode_header
+from gateway.proxies import Proxies
+from gateway.relay import Relay
 
 from .harness import CALM, Bench, Peer, bench
 
@@ -19,6 +24,7 @@ KEY = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
 ASKS = ("Host: x", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", KEY)
 QUERY = "EIO=4&transport=websocket"
 EVERYTHING = msgspec.structs.replace(CALM, cookie="io", origins=("http://a",), deflate_websockets_over_bytes=1024)
+PROXIES = Proxies([Network("127.0.0.0/8")])  # so that X-Forwarded-For is read
 HELLO = b"4hello"
 FRAME = bytes((encode_header(1, len(HELLO))[0], 0x80 | len(HELLO), 0, 0, 0, 0)) + HELLO  # masked with zeros
 
@@ -70,6 +76,9 @@ HEADS = {
     "protocols": head(*ASKS, "Sec-WebSocket-Protocol: , \xff, b, c"),
     "deflate": head(*ASKS, "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"),
     "deflate, badly": head(*ASKS, "Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=99"),
+    "deflate, endlessly": head(
+        *ASKS, f"Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits={'9' * 5000}"
+    ),
     "listed origin": head(*ASKS, "Origin: http://a"),
     "own origin": head(*ASKS, "Origin: http://x"),
     "other origin": head(*ASKS, "Origin: http://b"),
@@ -103,18 +112,62 @@ HEADS = {
     "no header": head(*ASKS, "nonsense"),
     "long header": head(*ASKS, f"X: {'x' * 9000}"),
     "no HTTP": head(*ASKS, line="GET {} HTTP/x"),
+    "query beyond ASCII": head(*ASKS, query=f"{QUERY}&a=\xff"),
+    "EIO beyond ASCII": head(*ASKS, query="EIO=%ff&transport=websocket"),
+    "sid beyond ASCII": head(*ASKS, query=f"{QUERY}&s%69d=%ff"),
+    "own origin beyond ASCII": head(*without("Host", "Host: \xff", "Origin: http://\xff")),
+    **{
+        f"{name} beyond ASCII": head(*without(name), f"{name}: \xff")
+        for name in (
+            "Authorization", "Connection", "Cookie", "Host", "Origin", "Sec-WebSocket-Extensions",
+            "Sec-WebSocket-Version", "Upgrade", "User-Agent", "X-Forwarded-For",
+        )
+    },
+}  # fmt: skip
+FORGED = {
+    "relay": head(*ASKS, "X-Gateway-Relay: now 00"),
+    "relay beyond ASCII": head(*ASKS, "X-Gateway-Relay: now \xff"),
+    "relay of a query beyond ASCII": head(*ASKS, "X-Gateway-Relay: now 00", query=f"{QUERY}&a=%ff"),
+    "relay at no time": head(*ASKS, "X-Gateway-Relay: \xff 00"),
 }
+
+
+async def both_roads(said: bytes) -> list[tuple[bytes, list[Refusal]]]:
+    """What a server answers that takes what other nodes relay, and what it counts: past aiohttp, and through it."""
+    answers = []
+    for cancelling in (True, False):  # without it, nobody is asked before aiohttp
+        async with bench(EVERYTHING, cancelling=cancelling, proxies=PROXIES) as server:
+            server.engine.relay = Relay(
+                "n", b"secret", {}, max_requests=1, max_bytes=1, poll_s=WAIT_S, relayed=lambda _: None
+            )
+            answer, writer = await say(server, said)
+            answers.append((answer, server.refusals))
+            writer.close()
+    return answers
 
 
 @pytest.mark.parametrize("said", HEADS.values(), ids=HEADS)
 async def test_both_roads_give_the_same_answer(said: bytes) -> None:
-    answers = []
-    for cancelling in (True, False):  # without it, nobody is asked before aiohttp
-        async with bench(EVERYTHING, cancelling=cancelling) as server:
-            answer, writer = await say(server, said)
-            answers.append((answer, server.refusals))
-            writer.close()
-    assert answers[0] == answers[1]
+    past, through = await both_roads(said)
+    assert past == through
+
+
+async def assert_forged(said: bytes) -> None:
+    for answer, refusals in await both_roads(said.replace(b"now", str(int(time.time())).encode())):
+        assert answer.startswith(b"HTTP/1.1 403 ")
+        assert refusals == [Refusal.FORGED_RELAY]
+
+
+@pytest.mark.parametrize("said", FORGED.values(), ids=FORGED)
+async def test_both_roads_refuse_what_no_other_node_relayed(said: bytes) -> None:
+    await assert_forged(said)
+
+
+async def test_a_query_beyond_ascii_is_refused_where_aiohttp_lets_it_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parser in Python does, which it has where nobody compiled the other."""
+    for user in ("gateway.engine.handshake", "aiohttp.web_protocol"):
+        monkeypatch.setattr(f"{user}.HttpRequestParser", HttpRequestParserPy)
+    await assert_forged(head(*ASKS, "X-Gateway-Relay: now \xff", query=f"{QUERY}&a=\xff"))
 
 
 @pytest.mark.parametrize("name", ["plain", "engine 3", "no slash", "two tokens", "deflate", "own origin", "protocols"])
