@@ -129,8 +129,12 @@ class EngineServer:
         strangers = self.admission.strangers
         if answered is None or strangers.refuses(address) or self.admission.handshake(address, monotonic()) is not None:
             return False
-        self._place(sid, address)
-        self._open_websocket(head, generation, sid, address, establish(head, transport, self.options, answered))
+        try:
+            placed = self._place(sid, address)
+            assert placed is None  # as was asked before
+            self._open_websocket(head, generation, sid, address, establish(head, transport, self.options, answered))
+        finally:
+            self._vacate(sid)
         return True
 
     async def handle_request(self, request: web.Request) -> web.StreamResponse:
@@ -203,8 +207,7 @@ class EngineServer:
         try:
             return await self._welcome(request, generation, transport, sid, address)
         finally:
-            if sid not in self._connections:  # it never began, or is over
-                self.admission.strangers.leave(sid)
+            self._vacate(sid)
 
     async def _welcome(
         self, request: web.Request, generation: Generation, transport: Transport, sid: str, address: str
@@ -238,6 +241,11 @@ class EngineServer:
             self.on_refused(Refusal.CROWDED_OUT)
             self.close(crowded_out, CloseReason.UNAUTHENTICATED)
         return None
+
+    def _vacate(self, sid: str) -> None:
+        """Keep no place among the strangers for a session that never began, or is over."""
+        if sid not in self._connections:
+            self.admission.strangers.leave(sid)
 
     def _turn_away(self, request: web.Request, refused: Refused) -> web.Response:
         """Refuse a handshake for a while, so that the client backs off."""

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from unittest.mock import Mock
 
 import aiohttp
 import msgspec
@@ -245,3 +246,16 @@ async def test_a_server_that_shuts_down_refuses_a_handshake(http: aiohttp.Client
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await Peer(server.url, http, "4").websocket()
         assert refused.value.status == 503
+
+
+async def test_a_session_that_never_began_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr("gateway.engine.server.establish", failing)
+    async with bench() as server:
+        transport = Mock(asyncio.Transport)
+        transport.get_extra_info.return_value = None
+        with pytest.raises(OSError):  # noqa: PT011 - whatever it says
+            server.engine.take(transport, HEADS["plain"])
+        assert len(server.engine.admission.strangers) == 0
