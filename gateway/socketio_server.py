@@ -36,6 +36,8 @@ _PLAIN: Final = re.compile(
 _EVENTS: Final = (sio.EVENT, sio.BINARY_EVENT)
 _ACKS: Final = (sio.ACK, sio.BINARY_ACK)
 
+Said = tuple[int, str | None, int | None, Any]  # kind, namespace, id, and its list, or who joins
+
 
 class Namespace(Protocol):
     """Who is in the one namespace that there is, `/`; called synchronously, in order."""
@@ -99,50 +101,59 @@ class Server:
         self._binary_packet.pop(connection.sid, None)
         self._namespace.closed(connection, reason)
 
-    def _join(self, connection: Connection, namespace: str, auth: object) -> Pending:
-        if namespace == NAMESPACE:
-            self._namespace.join(connection, auth)
-        else:
-            refuse(connection, UNABLE, namespace)
-        return None
-
     def _message(self, connection: Connection, data: str | bytes) -> Pending:
         try:
-            if isinstance(data, str) and connection.sid not in self._binary_packet:
-                if data == _CONNECT:
-                    return self._join(connection, NAMESPACE, None)
-                if plain := _PLAIN.match(data):
-                    kind, id = plain.groups()
-                    return self._dispatch(
-                        connection, int(kind), None, int(id) if id else None, Json.loads(data[plain.end() :])
-                    )
-            packet = self._assemble(connection, data)
-            if packet is None:
-                return None
-            if packet.packet_type == sio.CONNECT:
-                return self._join(connection, packet.namespace or NAMESPACE, _auth(connection, packet, data))
-            return self._dispatch(connection, packet.packet_type, packet.namespace, packet.id, packet.data)
+            said = self._read(connection, data)
         except BAD_PACKET:
             connection.close(CloseReason.MALFORMED)
             return None
-
-    def _dispatch(self, connection: Connection, kind: int, namespace: str | None, id: int | None, data: Any) -> Pending:
-        ours = namespace is None or namespace == NAMESPACE  # nobody has joined another
-        if kind in _EVENTS:
-            if not (isinstance(data, list) and data and isinstance(data[0], str)):
-                raise ValueError("an event needs a name")
-            return self._namespace.emitted(connection, data[0], tuple(data[1:]), id) if ours else None
-        if kind in _ACKS:
-            if not isinstance(data, list) or id is None:
-                raise ValueError("an ack needs an id and a list")
-            if ours:
-                self._namespace.acked(connection, id, tuple(data))
-        elif kind == sio.DISCONNECT:
-            if ours:
-                self._namespace.leave(connection)
+        if said is None:
+            return None
+        kind, namespace, id, args = said
+        if namespace is not None and namespace != NAMESPACE:  # nobody has joined another
+            if kind == sio.CONNECT:
+                refuse(connection, UNABLE, namespace)
+        elif kind in _EVENTS:
+            return self._namespace.emitted(connection, args[0], tuple(args[1:]), id)
+        elif kind in _ACKS:
+            assert id is not None
+            self._namespace.acked(connection, id, tuple(args))
+        elif kind == sio.CONNECT:
+            self._namespace.join(connection, args)
         else:
-            raise ValueError("not for a server")
+            self._namespace.leave(connection)
         return None
+
+    def _read(self, connection: Connection, data: str | bytes) -> Said | None:
+        """What is whole with this message and means something; None while attachments are missing.
+
+        Raises:
+            BAD_PACKET: it means nothing.
+        """
+        plain: re.Match[str] | None = None
+        if isinstance(data, str) and connection.sid not in self._binary_packet:
+            if data == _CONNECT:
+                return sio.CONNECT, None, None, None
+            plain = _PLAIN.match(data)
+        if plain is not None:
+            kind, namespace, id = int(plain[1]), None, int(plain[2]) if plain[2] else None
+            args = Json.loads(plain.string[plain.end() :])
+        else:
+            packet = self._assemble(connection, data)
+            if packet is None:
+                return None
+            kind, namespace, id, args = packet.packet_type, packet.namespace, packet.id, packet.data
+            if kind == sio.CONNECT:
+                return kind, namespace, None, _auth(connection, packet, data)
+        if kind in _EVENTS:
+            if not (isinstance(args, list) and args and isinstance(args[0], str)):
+                raise ValueError("an event needs a name")
+        elif kind in _ACKS:
+            if not isinstance(args, list) or id is None:
+                raise ValueError("an ack needs an id and a list")
+        elif kind != sio.DISCONNECT:
+            raise ValueError("not for a server")
+        return kind, namespace, id, args
 
     def _assemble(self, connection: Connection, data: str | bytes) -> Packet | None:
         """Return the packet that is whole with this message; None while attachments are missing."""

@@ -217,6 +217,26 @@ async def test_bad_packet_closes(peer: Peer, packets: str) -> None:
     await gone(socket)
 
 
+@pytest.mark.parametrize(
+    ("packet", "ours"), [('42["message"]', "emitted"), ("430[]", "acked"), ("40", "join"), ("41", "leave")]
+)
+async def test_a_fault_of_ours_is_not_the_peers(
+    echo: Echo, peer: Peer, packet: str, ours: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    socket, _ = await peer.open_websocket() if ours == "join" else (await connected(peer), None)
+
+    def failing(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(echo.sockets, ours, failing)
+    reasons: list[CloseReason] = []
+    echo.engine.on_closed = lambda _, reason: reasons.append(reason)
+    await socket.send_str(packet)
+    await gone(socket)
+    assert reasons == [CloseReason.INTERNAL_ERROR]
+    assert "application callback failed" in caplog.messages
+
+
 async def test_unannounced_attachment_closes(peer: Peer) -> None:
     socket = await connected(peer)
     await socket.send_bytes(attachment(peer, b"\x00"))
