@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from math import inf
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, assert_never
 
 from gateway.admission import Refusal
 from gateway.engine.codec import Generation, Packet, decode_frame
@@ -289,6 +289,8 @@ class Connection:
                 self._closed(effect)
             case Forget():
                 self._app.forget(self)
+            case _:
+                assert_never(effect)
         return None
 
     def _write(self, effect: Write) -> None:
