@@ -5,6 +5,7 @@ how many were not. So a storm of devices, or a peer that does the same again and
 """
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -112,6 +113,8 @@ def configure(settings: Log, node: str | None = None) -> LogHandler:
     handler = LogHandler(settings, {} if node is None else {"node": node})
     logging._srcfile = None  # noqa: SLF001 - as the HOWTO of logging has it, under Optimization
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    if sys.version_info >= (3, 12):
+        logging.logAsyncioTasks = False
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)
     return handler
 

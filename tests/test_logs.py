@@ -122,6 +122,16 @@ def test_configure(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> 
     assert root.level == logging.INFO
 
 
+async def test_nobody_finds_out_what_no_line_says(root: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
+    logs.configure(Log())
+    root.addHandler(caplog.handler)
+    logging.getLogger("gateway.test").info("device here")
+    (record,) = caplog.records
+    found = {name: getattr(record, name, None) for name in ("threadName", "processName", "process", "taskName")}
+    assert set(found.values()) == {None}
+    assert record.lineno == 0
+
+
 def lines_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
