@@ -196,10 +196,11 @@ class Node:
 
     def link_event(self, event: LinkEvent) -> None:
         """Emit what comes for rooms; keep the status and readiness."""
+        if isinstance(event, Published):
+            self._metrics.links.published(event, self._link.read_at)
+            return
         self._metrics.links.observe(event, "room")
         match event:
-            case Published():
-                self._metrics.links.published(event, self._link.read_at)
             case Received():
                 self._received(event.message)
                 if event.delivery is not None:

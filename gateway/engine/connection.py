@@ -184,7 +184,7 @@ class Connection:
         """Charge the peer for what it sent, so much; how long it has to wait, if it sends too fast, else 0."""
         options = self._app.options
         cost_s = max(1 / options.messages_per_s, size / options.bytes_per_s)
-        self._paid_until = cost_s + (max(now, self._paid_until))
+        self._paid_until = cost_s + max(now, self._paid_until)
         wait_s = self._paid_until - now - PACE_BURST_S
         if wait_s <= 0:
             return 0.0

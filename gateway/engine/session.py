@@ -241,7 +241,7 @@ class Session:
 
     def probe(self, now: float, *, base64: bool = False) -> bool:
         """A WebSocket wants to take over. Whether it may try."""
-        if self.closed is not None or self.probing or self.transport is Transport.WEBSOCKET:
+        if self.closed is not None or self.probing or self.transport is WEBSOCKET:
             return False
         self._probe_by = now + self._options.upgrade_timeout_s
         self._probe_base64 = base64
@@ -265,7 +265,7 @@ class Session:
 
     def _switch(self, now: float) -> Effects:
         waiting, self._buffer, self._buffered_bytes = self._buffer, [], 0
-        self.transport = Transport.WEBSOCKET
+        self.transport = WEBSOCKET
         self._base64 = self._probe_base64
         self._probe_by = self._noop_at = inf
         if self.generation.client_pings:
