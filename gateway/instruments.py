@@ -37,8 +37,8 @@ class Count:
 class Histogram:
     """Observations by bucket; a bound belongs to its bucket.
 
-    Values wait until they are counted together, when somebody looks or says `fold`: 0.2 µs for each, where it was 0.3
-    to 1.0 one by one in between all else that a command takes (measured).
+    Values wait until they are counted together, when somebody looks or says `fold`: 0.2 µs for each, and one by one in
+    between all else that a command takes 0.3 to 1.0 (measured).
 
     Attributes:
         observe: takes a value.

@@ -1,6 +1,6 @@
-"""One timer wheel for the deadlines of every session (pure).
+"""A timer wheel for many deadlines: of sessions, links or connections (pure).
 
-A deadline costs two dictionary operations, whatever the number of sessions. An item is due in the first tick
+A deadline costs two dictionary operations, however many there are. An item is due in the first tick
 at or after its time, at most one grain late; a deadline that only moves back is not touched until the old
 one passes, so a device that talks all the time costs nothing.
 """
