@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 import time
 from unittest.mock import Mock
 
@@ -177,6 +178,21 @@ async def test_a_handshake_that_comes_whole_is_no_request_of_aiohttp(requests: l
         answer, writer = await say(server, HEADS[name])
         assert answer.startswith(b"HTTP/1.1 101 ")
         assert requests == []
+        writer.close()
+
+
+@pytest.mark.parametrize(("name", "through_aiohttp"), [("plain", 0), ("escaped query", 1)])
+async def test_the_kernel_looks_after_a_connection_on_either_road(
+    requests: list[str], name: str, through_aiohttp: int
+) -> None:
+    """A peer that is gone is noticed, too, where nothing is sent to it."""
+    async with bench() as server:
+        _, writer = await say(server, HEADS[name])
+        assert len(requests) == through_aiohttp
+        (connection,) = server.engine.connections
+        assert connection._socket is not None
+        kernel = connection._socket._transport.get_extra_info("socket")
+        assert kernel.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         writer.close()
 
 
