@@ -21,7 +21,8 @@ class Crowd(Generic[Item]):
         self._most = most
         self._most_each = most_each
         self._address_of: dict[Item, str] = {}
-        self._each: dict[str, OrderedDict[Item, None]] = {}  # address → who, the oldest first
+        self._each: dict[str, OrderedDict[Item, Item]] = {}  # address → who came, and who is there, the oldest first
+        self._came_as: dict[Item, Item] = {}  # of those who took over a place: who came for it
         self._with: dict[int, OrderedDict[str, None]] = {}  # how many → addresses that have so many
         self._peak = 0  # the highest key of `_with`
 
@@ -48,15 +49,23 @@ class Crowd(Generic[Item]):
         if self._refuses(number):
             return item
         if mine is not None and number >= self._most_each:
-            victim = next(iter(mine))
+            victim = next(iter(mine.values()))
         elif len(self) >= self._most:
-            victim = next(iter(self._each[next(iter(self._with[self._peak]))]))
+            victim = next(iter(self._each[next(iter(self._with[self._peak]))].values()))
         if victim is not None:
             self.leave(victim)
         self._address_of[item] = address
-        self._each.setdefault(address, OrderedDict())[item] = None
+        self._each.setdefault(address, OrderedDict())[item] = item
         self._moved(address, -1)
         return victim
+
+    def replace(self, item: Item, by: Item) -> None:
+        """Let another have the place of one who may be in, and be no younger."""
+        address = self._address_of.pop(item, None)
+        if address is not None:
+            self._address_of[by] = address
+            self._came_as[by] = came_as = self._came_as.pop(item, item)
+            self._each[address][came_as] = by
 
     def leave(self, item: Item) -> None:
         """Forget one, who need not be there."""
@@ -64,7 +73,7 @@ class Crowd(Generic[Item]):
         if address is None:
             return
         mine = self._each[address]
-        del mine[item]
+        del mine[self._came_as.pop(item, item)]
         if not mine:
             del self._each[address]
         self._moved(address, +1)

@@ -93,6 +93,18 @@ class Places(RuleBasedStateMachine):
         self.inside.remove(gone)
         self.crowd.leave(gone[0])
 
+    @precondition(lambda self: self.inside)
+    @rule(data=st.data())
+    def replace(self, data: st.DataObject) -> None:
+        at = data.draw(st.integers(0, len(self.inside) - 1))
+        by, self.next = self.next, self.next + 1
+        self.crowd.replace(self.inside[at][0], by)
+        self.inside[at] = by, self.inside[at][1]
+
+    @rule()
+    def replace_one_who_left(self) -> None:
+        self.crowd.replace(-1, -2)
+
     @invariant()
     def agrees(self) -> None:
         assert len(self.crowd) == len(self.inside)
@@ -101,6 +113,7 @@ class Places(RuleBasedStateMachine):
         assert {where: len(items) for where, items in self.crowd._each.items()} == each
         assert self.crowd._peak == max(each.values(), default=0)
         assert sum(map(len, self.crowd._with.values())) == len(each), "nothing is left of those who went"
+        assert len(self.crowd._came_as) <= len(self.inside)
 
 
 TestPlaces = Places.TestCase

@@ -70,9 +70,10 @@ class Caller(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
         assert self._transport is not None
-        self._peers.leave(self)
-        if not self._peers.take(self._transport, data):
-            self._peers.serve(self._transport, data, self.due)
+        if self._peers.take(self._transport, data):
+            self._peers.leave(self)
+        else:
+            self._peers.serve(self, self._transport, data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """See `asyncio.Protocol`."""
@@ -93,17 +94,13 @@ class Caller(asyncio.Protocol):
 
 
 class Peer(web.RequestHandler):
-    """One TCP connection that speaks to aiohttp, until it becomes a WebSocket.
-
-    Args:
-        due: when it has to have said its first request, in time of the event loop.
-    """
+    """One TCP connection that speaks to aiohttp, until it becomes a WebSocket."""
 
     __slots__ = ("_left_bytes", "_peers", "_requests", "address", "due")
 
-    def __init__(self, peers: "Peers", due: float, **handling: Any) -> None:
+    def __init__(self, peers: "Peers", **handling: Any) -> None:
         super().__init__(peers.server, **handling)
-        self.due = due
+        self.due = 0.0
         self.address = ""
         self._peers = peers
         self._requests = 0
@@ -113,7 +110,6 @@ class Peer(web.RequestHandler):
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
         self.address = _address(self.peername)
-        self._peers.wait_until(self, self.due)
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -206,11 +202,10 @@ class Peers:
         """A connection that is about to be made."""
         return Caller(self)
 
-    def serve(self, transport: asyncio.Transport, said: bytes, due: float) -> None:
-        """Let aiohttp have a connection, which has a request to say until `due`, and what it has said of it."""
+    def serve(self, caller: Caller, transport: asyncio.Transport, said: bytes) -> None:
+        """Let aiohttp have a connection, and what it has said of a request: for the rest it waits in the same place."""
         peer = Peer(
             self,
-            due,
             loop=self._loop,
             access_log=None,
             auto_decompress=False,  # no client compresses what it posts, and 65 KB of a stranger's would become 64 MB
@@ -220,6 +215,10 @@ class Peers:
         )
         transport.set_protocol(peer)
         peer.connection_made(transport)
+        peer.due = caller.due
+        self._alarms.cancel(caller)
+        self._alarms.set(peer, peer.due)
+        self._waiting.replace(caller, peer)
         peer.data_received(said)
 
     @property
@@ -229,12 +228,8 @@ class Peers:
 
     def wait(self, peer: "Waiting", for_s: float) -> None:
         """Give a connection a while to send its next request; the one that has waited longest may have to go."""
-        self.wait_until(peer, self._loop.time() + for_s)
-
-    def wait_until(self, peer: "Waiting", due: float) -> None:
-        """As `wait`, until then, in time of the event loop."""
-        peer.due = due
-        self._alarms.set(peer, due)
+        peer.due = self._loop.time() + for_s
+        self._alarms.set(peer, peer.due)
         if not peer.address or self._proxies.trusts(peer.address):
             return
         crowded_out = self._waiting.enter(peer, peer.address)

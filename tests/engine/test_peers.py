@@ -147,6 +147,25 @@ async def test_the_connection_that_has_waited_longest_makes_room(http: aiohttp.C
             writer.close()
 
 
+async def test_who_says_a_byte_is_no_younger(monkeypatch: pytest.MonkeyPatch) -> None:
+    served, serve = asyncio.Event(), peers.Peers.serve
+
+    def noting(*args: Any) -> None:
+        serve(*args)
+        served.set()
+
+    monkeypatch.setattr(peers.Peers, "serve", noting)
+    async with bench(limits=PeerLimits(max_waiting=3, max_waiting_per_address=3)) as server:
+        waiting = [await dial(server) for _ in range(3)]
+        waiting[0][1].write(b"G")
+        async with asyncio.timeout(WAIT_S):
+            await served.wait()
+        waiting.append(await dial(server))
+        assert (await rest(waiting[0][0])).startswith(b"HTTP/1.1 503 ")
+        for _, writer in waiting:
+            writer.close()
+
+
 async def test_many_from_one_address_keep_nobody_else_out() -> None:
     async with bench(limits=PeerLimits(max_waiting=10, max_waiting_per_address=100)) as server:
         guest = await dial(server, get(server, "transport=none")[:-2], "127.0.0.3")
