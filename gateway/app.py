@@ -1,7 +1,6 @@
 """The gateway: wires everything, starts it, and stops it so that devices and sessions survive."""
 
 import asyncio
-import gc
 import logging
 import os
 import secrets
@@ -55,7 +54,6 @@ log = logging.getLogger(__name__)
 STOP_MARGIN_S: Final = 20.0  # beyond `drain_s`: for the last publishes, and for sessions that are given up
 COMPRESS_OVER_BYTES: Final = 1024  # below, it costs more than it saves
 KEY_DELAY_SHARE: Final = 1 / 3  # of the time to authenticate: how long one who guesses keys waits at most
-GC_THRESHOLDS: Final = (10_000, 20, 20)  # a device's objects stay: by default each is looked at again and again
 
 
 class Gateway:
@@ -263,7 +261,6 @@ def run(config: Config, worker: Worker | None = None) -> None:
     A worker says a line on stdout when it listens, and stops when its stdin ends: then the supervisor is gone.
     """
     log_handler = logs.configure(config.log, node=None if worker is None else worker.node)
-    gc.set_threshold(*GC_THRESHOLDS)
     try:
         uvloop.run(_serve(config, log_handler, worker))
     except asyncio.CancelledError:
