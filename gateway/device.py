@@ -140,10 +140,11 @@ class Device:
     def _published(self, event: Published) -> None:
         link = self.link
         self._around.metrics.links.published(event, monotonic() if link is None else link.read_at)
-        if event.code >= FAILED and event.token is not None:
+        if event.token is None:
+            return
+        if event.code >= FAILED:
             log.warning("publish refused by the broker", extra={"serial": self.serial, "code": event.code})
-        if event.token is not None:
-            self.handle(f.Published(event.token, event.code), flush=False)
+        self.handle(f.Published(event.token, event.code), flush=False)
 
     def _changed_link(self, event: LinkEvent) -> None:
         match event:

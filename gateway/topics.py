@@ -28,7 +28,8 @@ RESERVED: Final = frozenset(
 )
 
 _SERIAL = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_PLAIN = re.compile(r"[A-Za-z0-9._:@=-]+")  # a name that is itself the level that stands for it; nearly all are
+# A name that is itself the level that stands for it; nearly all are.
+_PLAIN = re.compile(rf"[A-Za-z0-9._:@=-]{{1,{MAX_NAME_BYTES}}}")
 _NONCHARACTERS = "".join(f"{chr(p * 0x10000 + 0xFFFE)}{chr(p * 0x10000 + 0xFFFF)}" for p in range(17))
 # [MQTT-1.5.4] A text must not hold U+0000 and should not hold controls or non-characters; brokers close for it.
 _FORBIDDEN = rf"\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef{_NONCHARACTERS}"
@@ -146,7 +147,7 @@ def encode_level(name: str) -> str:
     Raises:
         BadName: it is empty, longer than MAX_NAME_BYTES in UTF-8, or not text that UTF-8 can hold.
     """
-    if len(name) <= MAX_NAME_BYTES and _PLAIN.fullmatch(name):
+    if _PLAIN.fullmatch(name):
         return name
     return _ENCODED.sub(lambda match: quote(match[0], safe=""), _checked(name))
 
@@ -159,7 +160,7 @@ def decode_level(level: str) -> str:
     Raises:
         BadName: it is empty, too long, its percent-encoding is not UTF-8, or it is not what `encode_level` writes.
     """
-    if len(level) <= MAX_NAME_BYTES and _PLAIN.fullmatch(level):
+    if _PLAIN.fullmatch(level):
         return level
     try:
         name = _checked(unquote(level, errors="strict"))

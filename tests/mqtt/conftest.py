@@ -131,9 +131,3 @@ async def fake() -> AsyncIterator[Fake]:
     for one in peers:
         one.transport.abort()
         await one.lost.wait()
-
-
-@pytest.fixture
-def unused_port() -> int:
-    (port,) = free_ports(1)
-    return port

@@ -160,9 +160,9 @@ async def test_close_ends_all_proofs(fake: Fake) -> None:
     assert not link.connected
 
 
-def test_the_loop_may_end_before_the_link(unused_port: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_loop_may_end_before_the_link(unused_tcp_port: int, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        make_link(f"mqtt://127.0.0.1:{unused_port}", owner := Owner()).open()
+        make_link(f"mqtt://127.0.0.1:{unused_tcp_port}", owner := Owner()).open()
         await owner.expect(Unavailable)
 
     asyncio.run(main())

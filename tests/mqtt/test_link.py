@@ -202,9 +202,9 @@ async def test_a_taken_over_link_asks_before_it_reconnects(broker: Broker) -> No
     await link.close()
 
 
-async def test_nobody_listens(unused_port: int) -> None:
+async def test_nobody_listens(unused_tcp_port: int) -> None:
     owner = Owner()
-    link = make_link(f"mqtt://127.0.0.1:{unused_port}", owner)
+    link = make_link(f"mqtt://127.0.0.1:{unused_tcp_port}", owner)
     assert isinstance(await link.prove(Credentials()), Unavailable)
     link.open()
     await owner.expect(Unavailable)
