@@ -20,6 +20,7 @@ from gateway.addresses import BrokerUrl
 from gateway.admission import Admission, AdmissionLimits
 from gateway.auth.choice import authenticator
 from gateway.bearer import admin_token, guard
+from gateway.bodies import Life
 from gateway.commands import CommandReader, Policy
 from gateway.config import Config, catalog_of
 from gateway.devices import Devices
@@ -45,7 +46,7 @@ from gateway.supervised import Supervised
 from gateway.surroundings import LinkSettings, Surroundings, now_rfc3339
 from gateway.systemd import ServiceManager
 from gateway.tokens import token_reader
-from gateway.topics import Life, Topics
+from gateway.topics import Topics
 from gateway.watched import Files
 from gateway.worker import Worker
 

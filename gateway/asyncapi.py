@@ -9,10 +9,11 @@ import msgspec
 import yaml
 
 from gateway import __version__
+from gateway.bodies import STATUSES, Client, NodeStatus, Outcome, Presence
 from gateway.catalog import ANYTHING, Catalog, Event
 from gateway.config import Config
 from gateway.schemas import Schema
-from gateway.topics import JSON_TYPE, STATUSES, Client, NodeStatus, Outcome, Presence, encode_level
+from gateway.topics import JSON_TYPE, encode_level
 
 MQTT_BINDING: Final = "0.2.0"
 SERIAL: Final = "AC4178234415"  # the document's own

@@ -37,12 +37,13 @@ class Event:
         ack_timeout_s: of a command that names none, instead of the configured default.
         room: it goes to a room and no ack is owed.
         from_device: devices emit it; with `room` it is relayed to the other sockets in the room of the serial.
+        may_end: a payload may say when it ends.
         example, ack_example: the document's own; None where it has none.
     """
 
     __slots__ = (
         "_ack_check", "_decode", "ack", "ack_example", "ack_timeout_s", "at_most_once", "example", "from_device",
-        "lifetime_s", "name", "payload", "room", "summary", "title",
+        "lifetime_s", "may_end", "name", "payload", "room", "summary", "title",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +74,8 @@ class Event:
         self.ack_timeout_s = ack_timeout_s
         self.room = room
         self.from_device = from_device
+        fields = payload.__struct_fields__ if isinstance(payload, type(msgspec.Struct)) else ("ended_at",)
+        self.may_end = "ended_at" in fields
         self._decode = _decoder(payload)
         self._ack_check = _check(self.ack)
 
@@ -95,6 +98,8 @@ class Event:
         """
         data = args[0] if len(args) == 1 else list(args) or None
         if self._ack_check is None:
+            return data, None
+        if self.ack is p.Ack and isinstance(data, dict) and len(data) == 1 and data.get("ack") is True:  # as a rule
             return data, None
         if isinstance(data, str):
             data = _parsed(data)

@@ -18,11 +18,12 @@ import msgspec
 from paho.mqtt.properties import Properties
 
 from gateway.addresses import BrokerUrl
+from gateway.bodies import NodeStatus, Outcome, Presence
 from gateway.fleet.calls import Called, CallOutcome, Calls, NoOutcome, NotAcked, Sent
 from gateway.fleet.connection import Connection, Disconnected
 from gateway.fleet.messages import message_of
 from gateway.fleet.watch import DeviceEvent, PresenceMap, read_event
-from gateway.topics import NodeStatus, Outcome, Presence, Topics, encode_level, is_serial
+from gateway.topics import Topics, encode_level, is_serial
 
 __all__ = [
     "CallOutcome",

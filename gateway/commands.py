@@ -6,7 +6,6 @@ sender is told. A reply or a room event has no sender who could be: what is wron
 
 import re
 from collections.abc import Callable
-from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -55,26 +54,27 @@ class CommandReader:
         self._new_id = new_id
 
     def read(
-        self, serial: str, message: Message, delivery: int | None, duplicate: bool, now: datetime
+        self, serial: str, message: Message, delivery: int | None, duplicate: bool, now: float
     ) -> Command | Replied | str:
         """Return the fact that a message on the link of `serial` is, or why a reply is unusable.
 
         Args:
-            now: the time of day, for commands that say when they end.
+            now: Unix time, for commands that say when they end.
         """
-        match self._topics.parse(message.topic):
-            case ReplyTopic(id=id):
-                return _reply(id, message, delivery)
-            case CommandTopic(event=name, id=id):
-                bad_topic = None
-            case problem:
-                name, id, bad_topic = _MALFORMED_EVENT, None, f"topic: {problem}"
-        event, properties = self._catalog[name], dict(reversed(message.user_properties))  # the first of a name counts
+        address = self._topics.parse(message.topic)
+        if isinstance(address, ReplyTopic):
+            return _reply(address.id, message, delivery)
+        name, id, bad_topic = _MALFORMED_EVENT, None, None
+        if isinstance(address, CommandTopic):
+            name, id = address.event, address.id
+        else:
+            bad_topic = f"topic: {address}"
+        event = self._catalog[name]
         args, payload, bad_payload = self._payload(event, message)
-        timeout_s, bad_timeout = self._ack_timeout_s(event, properties.get("ack-timeout-ms"))
-        named, bad_id = self._id(properties.get("id") if id is None else id)
+        timeout_s, bad_timeout = self._ack_timeout_s(event, _property(message, "ack-timeout-ms"))
+        named, bad_id = self._id(_property(message, "id") if id is None else id)
         acks = self._topics.acks(serial, name, id)
-        answer, bad_answer = self._answer(acks, message, properties.get("traceparent"))
+        answer, bad_answer = self._answer(acks, message, _property(message, "traceparent"))
         return Command(
             id=named,
             event=event,
@@ -125,17 +125,15 @@ class CommandReader:
             return (), None, f"payload: {problem}"
         return (msgspec.Raw(message.payload),) if message.payload else (), payload, None
 
-    def _lifetime_s(
-        self, event: Event, message: Message, payload: object, ack_timeout_s: float, now: datetime
-    ) -> float:
+    def _lifetime_s(self, event: Event, message: Message, payload: object, ack_timeout_s: float, now: float) -> float:
         """Message Expiry, else `ended_at`, the event's, the default; QoS 0 lives one ack timeout (README, Outcomes)."""
         if message.qos == 0:
             return ack_timeout_s
         if message.expiry_s is not None:
             return float(message.expiry_s)
-        ends = ended_at(payload)
+        ends = ended_at(payload) if event.may_end else None
         if ends is not None:
-            return (ends - now).total_seconds()
+            return ends.timestamp() - now
         return self._policy.lifetime_s if event.lifetime_s is None else event.lifetime_s
 
 

@@ -11,10 +11,10 @@ from collections import OrderedDict
 from typing import Any, Final
 
 from gateway import facts as f
+from gateway.bodies import Outcome
 from gateway.catalog import Args
 from gateway.limits import Limits, Shared
 from gateway.outcomes import REMEMBERED, Outcomes
-from gateway.topics import Outcome
 
 MAX_ERROR_CHARS: Final = 500  # a validation error may quote the peer
 

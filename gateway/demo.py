@@ -27,6 +27,7 @@ from rich.table import Table
 
 from gateway.addresses import BrokerUrl
 from gateway.app import Gateway
+from gateway.bodies import Outcome
 from gateway.brokers import BrokerUnavailable, Kind, LocalBroker, local_broker
 from gateway.client import Disconnected, Fleet, NoOutcome
 from gateway.config import load
@@ -34,7 +35,6 @@ from gateway.simulate.device import SimulatedDevice
 from gateway.simulate.fleet import SimulatedFleet
 from gateway.simulate.profiles import OLD_UPGRADE, Behaviour, Flapping, Report
 from gateway.tls import client_context
-from gateway.topics import Outcome
 
 ACK_TIMEOUT_S: Final = 3.0  # a newcomer does not wait the usual ten seconds to see a timeout
 TTL_S: Final = 10  # how long a QoS 1 command is held for the device that comes and goes

@@ -9,14 +9,14 @@ import logging
 import random
 import secrets
 from collections.abc import Callable
-from datetime import UTC, datetime
-from time import monotonic
+from time import monotonic, time
 from typing import Final
 
 import msgspec
 
 from gateway import facts as f
 from gateway.alarms import TIMER_GRAIN_S
+from gateway.bodies import Presence
 from gateway.engine.effects import CloseReason
 from gateway.mqtt import (
     Closed,
@@ -35,7 +35,7 @@ from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
 from gateway.session import DeviceSession
 from gateway.sockets import Socket
 from gateway.surroundings import OWNER_SPEAKS_WITHIN_S, Surroundings, client_id, now_rfc3339
-from gateway.topics import JSON_TYPE, Presence
+from gateway.topics import JSON_TYPE
 
 log = logging.getLogger(__name__)
 
@@ -257,8 +257,7 @@ class Device:
     def _received(self, event: Received) -> None:
         if self.link is None:  # it is being closed: the next owner gets this again
             return
-        now = datetime.now(UTC)
-        read = self._around.reader.read(self.serial, event.message, event.delivery, event.duplicate, now)
+        read = self._around.reader.read(self.serial, event.message, event.delivery, event.duplicate, time())
         if not isinstance(read, str):
             self.handle(read, self.link.read_at, flush=False)
             return

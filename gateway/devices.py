@@ -10,11 +10,11 @@ from typing import Final
 
 from gateway.auth import Authenticator, DeviceKey, Verdict
 from gateway.auth.broker import BrokerAuthenticator
+from gateway.bodies import Presence
 from gateway.device import Device
 from gateway.engine.effects import CloseReason
 from gateway.mqtt import Credentials
 from gateway.surroundings import Surroundings
-from gateway.topics import Presence
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 import msgspec
 
+from gateway.bodies import Client, Outcome
 from gateway.catalog import Args, Event
 from gateway.mqtt import Message
-from gateway.topics import Client, Outcome
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from gateway import __version__
+from gateway.bodies import Life, NodeStatus, Presence
 from gateway.catalog import Catalog
 from gateway.commands import read_room_event
 from gateway.metrics import Metrics
@@ -32,7 +33,7 @@ from gateway.relay import tag_of
 from gateway.rooms import Rooms
 from gateway.sockets import Socket, SocketServer
 from gateway.surroundings import OWNER_SPEAKS_WITHIN_S, LinkSettings, client_id, rfc3339
-from gateway.topics import JSON_TYPE, Life, NodeStatus, Presence, Topics
+from gateway.topics import JSON_TYPE, Topics
 
 log = logging.getLogger(__name__)
 

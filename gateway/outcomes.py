@@ -1,13 +1,13 @@
 """Outcomes: publishes them, each final one until the broker has it, and remembers the last ones. Pure."""
 
-from collections import OrderedDict
 from typing import Final
 
 import msgspec
 
 from gateway import facts as f
+from gateway.bodies import Outcome
 from gateway.mqtt import Message
-from gateway.topics import JSON_TYPE, Outcome
+from gateway.topics import JSON_TYPE
 from gateway.value import Value
 
 REMEMBERED: Final = 64  # outcomes and late emissions per device: what a broker may redeliver, a device ack late
@@ -33,20 +33,20 @@ class Outcomes:
         self._effects = effects
         self._next_token = 0
         self._publishing: dict[int, _Final] = {}  # token → what the broker has not answered for
-        self._answered: OrderedDict[str, _Final] = OrderedDict()  # id of a QoS 1 command → its outcome
+        self._answered: dict[str, _Final] = {}  # id of a QoS 1 command → its outcome
 
     def say(self, outcome: Outcome, answer: f.Answer, token: int | None = None) -> None:
         """Publish an outcome."""
-        properties = [("id", outcome.id), ("status", outcome.status)]
+        properties: tuple[tuple[str, str], ...] = (("id", outcome.id), ("status", outcome.status))
         if answer.traceparent is not None:
-            properties.append(("traceparent", answer.traceparent))
+            properties = (*properties, ("traceparent", answer.traceparent))
         message = Message(
             topic=answer.topic,
             payload=_encode(outcome),
             qos=1,
             content_type=JSON_TYPE,
             correlation=answer.correlation,
-            user_properties=tuple(properties),
+            user_properties=properties,
         )
         self._effects.append(f.Publish(message, token, outcome=outcome))
 
@@ -57,7 +57,7 @@ class Outcomes:
         if command.qos:
             self._answered[command.id] = final
             if len(self._answered) > REMEMBERED:
-                self._answered.popitem(last=False)
+                del self._answered[next(iter(self._answered))]
 
     def repeat(self, id: str, delivery: int) -> bool:
         """Publish a remembered outcome again, for another delivery of its command. Whether it is remembered."""

@@ -9,11 +9,12 @@ from collections import OrderedDict
 import msgspec
 
 from gateway import facts as f
+from gateway.bodies import Client, Life, Presence
 from gateway.catalog import Args, Catalog
 from gateway.delivery import Deliveries
 from gateway.limits import Limits, Shared
 from gateway.mqtt import Message
-from gateway.topics import BINARY_TYPE, JSON_TYPE, BadName, Client, Life, Presence, Topics
+from gateway.topics import BINARY_TYPE, JSON_TYPE, BadName, Topics
 
 
 class DeviceSession:

@@ -6,8 +6,8 @@ from time import monotonic, time
 from typing import Any, Final, get_args
 
 from gateway import facts as f
+from gateway.bodies import FINAL_STATUSES
 from gateway.instruments import Count, Counts, Histogram, Instruments
-from gateway.topics import FINAL_STATUSES
 
 OTHER: Final = "other"  # an event that is not in the catalogue
 PRESENCES: Final = ("online", "away")

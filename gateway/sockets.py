@@ -14,6 +14,7 @@ from aiohttp import web
 from socketio import packet as sio
 
 from gateway.admission import Admission, Refusal
+from gateway.bodies import Client
 from gateway.catalog import Args
 from gateway.engine.connection import Connection, Pending
 from gateway.engine.effects import CloseReason
@@ -24,7 +25,6 @@ from gateway.instruments import Count
 from gateway.proxies import Proxies
 from gateway.rooms import Grant
 from gateway.socketio_server import UNABLE, Server, accept, encode, refuse, send, send_to
-from gateway.topics import Client
 
 log = logging.getLogger(__name__)
 

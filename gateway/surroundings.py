@@ -9,6 +9,7 @@ import msgspec
 from gateway import facts as f
 from gateway.addresses import BrokerUrl
 from gateway.alarms import Alarms
+from gateway.bodies import Life, Presence
 from gateway.catalog import Catalog
 from gateway.commands import CommandReader
 from gateway.limits import Budget, Limits, Pace, Shared
@@ -16,7 +17,7 @@ from gateway.metrics import Metrics
 from gateway.mqtt import Message
 from gateway.mqtt.link import Backoff, Link
 from gateway.sockets import SocketServer
-from gateway.topics import Life, Presence, Topics
+from gateway.topics import Topics
 
 OWNER_SPEAKS_WITHIN_S: Final = (1.0, 2.0)  # a node that takes a device over publishes its presence at once
 

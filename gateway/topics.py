@@ -1,17 +1,17 @@
-"""The MQTT contract: topic grammar and the JSON bodies the gateway publishes. Pure.
+"""The MQTT contract: the grammar of topics. Pure.
 
 Serials, rooms and event names come from strangers. A serial is checked; a room or event name is
 percent-encoded into exactly one topic level, so that nothing reaches a topic that is not its own.
 """
 
 import re
-from typing import Any, Final
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Final
 from urllib.parse import quote, unquote
 
-import msgspec
+from gateway.value import Value
 
-FINAL_STATUSES: Final = ("acked", "nacked", "timeout", "lost", "offline", "expired", "rejected")  # of an Outcome
-STATUSES: Final = ("queued", *FINAL_STATUSES)
 MAX_NAME_BYTES: Final = 128  # of a room, event or id before encoding: keeps topics short and memory bounded
 JSON_TYPE: Final = "application/json"
 BINARY_TYPE: Final = "application/octet-stream"
@@ -36,6 +36,7 @@ _FORBIDDEN = rf"\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef{_NONCHARACTERS}"
 _ENCODED = re.compile(rf"[{_FORBIDDEN}/+#%]|\A\$")
 _NO_TEXT = re.compile(f"[{_FORBIDDEN}]")
 _NO_TOPIC = re.compile(f"[{_FORBIDDEN}+#]")
+_NAMES: Final = 1024  # that are remembered as levels: events of a catalogue, inboxes of services
 _MAX_LEVELS: Final = 100  # of a Response Topic: EMQX takes 128 levels, mosquitto closes the connection above 201
 
 
@@ -43,72 +44,7 @@ class BadName(ValueError):
     """A room, event or id that cannot be one topic level; the text says why."""
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """The result of a command, as published on the acks topic or the Response Topic (JSON)."""
-
-    id: str
-    serial: str
-    event: str
-    status: str
-    final: bool
-    data: Any = None
-    error: str | None = None
-    attempts: int = 0
-    maybe_delivered: bool = False
-    latency_ms: float = 0.0
-    node: str = ""
-    late: bool = False
-
-
-class Client(msgspec.Struct, frozen=True):
-    """How a device is connected: Engine.IO generation, transport and the address it came from."""
-
-    engine: int
-    transport: str
-    address: str
-
-
-class Life(msgspec.Struct, frozen=True):
-    """One life of a node: its name, and when it started (RFC 3339)."""
-
-    node: str
-    started: str
-
-
-class Presence(msgspec.Struct, frozen=True):
-    """Whether a device is connected; retained on its presence topic and carried by its link's Will."""
-
-    online: bool
-    node: str
-    since: str | None = None  # RFC 3339, when it came or went; a Will cannot know
-    reason: str | None = None
-    client: Client | None = None
-    started: str = ""  # of the node, RFC 3339
-
-    def is_newer_than(self, ours: "Presence", life: Life) -> bool:
-        """Whether who said this has the device now, and not we, who last said `ours` in this life.
-
-        Of two lives of one node the later has it; of two nodes who spoke last: a broker that comes back with an older
-        save may name an owner of the past.
-        """
-        if self.node == life.node:
-            return self.started > life.started
-        return not (ours.since and self.since and self.since < ours.since)
-
-
-class NodeStatus(msgspec.Struct, frozen=True):
-    """What one node says of itself; retained on its status topic, `online: false` by its Will."""
-
-    online: bool
-    node: str
-    version: str = ""
-    started: str = ""
-    devices: int = 0
-    sockets: int = 0
-    relay: str = ""  # URL at which other nodes reach its device port; empty: they do not
-
-
-class CommandTopic(msgspec.Struct, frozen=True):
+class CommandTopic(Value, frozen=True):
     """`devices/{serial}/commands/{event}[/{id}]`, decoded."""
 
     serial: str
@@ -116,7 +52,7 @@ class CommandTopic(msgspec.Struct, frozen=True):
     id: str | None
 
 
-class ReplyTopic(msgspec.Struct, frozen=True):
+class ReplyTopic(Value, frozen=True):
     """`devices/{serial}/replies/{event}/{id}`, decoded."""
 
     serial: str
@@ -124,7 +60,7 @@ class ReplyTopic(msgspec.Struct, frozen=True):
     id: str
 
 
-class RoomTopic(msgspec.Struct, frozen=True):
+class RoomTopic(Value, frozen=True):
     """`rooms/{room}/events/{event}`, decoded."""
 
     room: str
@@ -141,6 +77,7 @@ def is_id(text: str) -> bool:
     return 0 < len(text) <= MAX_NAME_BYTES and not _NO_TEXT.search(text) and len(text.encode()) <= MAX_NAME_BYTES
 
 
+@lru_cache(_NAMES)
 def encode_level(name: str) -> str:
     """Return `name` as exactly one topic level.
 
@@ -152,6 +89,7 @@ def encode_level(name: str) -> str:
     return _ENCODED.sub(lambda match: quote(match[0], safe=""), _checked(name))
 
 
+@lru_cache(_NAMES)
 def decode_level(level: str) -> str:
     """Return the name that a topic level stands for; the inverse of `encode_level`.
 
@@ -182,16 +120,22 @@ def _checked(name: str) -> str:
 
 
 class Topics:
-    """Builds and reads the topics under one prefix."""
+    """Builds and reads the topics under one prefix.
 
-    __slots__ = ("_allowed_responses", "_devices", "_nodes", "_rooms", "prefix")
+    Attributes:
+        response_allowed: whether the gateway, which publishes with its own rights, may and can answer to this Response
+            Topic.
+    """
+
+    __slots__ = ("_devices", "_nodes", "_rooms", "prefix", "response_allowed")
 
     def __init__(self, prefix: str, response_topics: tuple[str, ...] = ("inbox/#",)) -> None:
         self.prefix = prefix
         self._devices = f"{prefix}/devices/"
         self._rooms = f"{prefix}/rooms/"
         self._nodes = f"{prefix}/nodes/"
-        self._allowed_responses = tuple(_filter_pattern(f"{prefix}/{allowed}") for allowed in response_topics)
+        allowed = tuple(_filter_pattern(f"{prefix}/{topic_filter}") for topic_filter in response_topics)
+        self.response_allowed: Callable[[str], bool] = lru_cache(_NAMES)(partial(_response_allowed, allowed))
 
     def command(self, serial: str, event: str, id: str | None = None) -> str:
         """Where a service publishes a command. Raises BadName."""
@@ -246,13 +190,6 @@ class Topics:
             return topic[len(self._nodes) : -len("/status")]
         return None
 
-    def response_allowed(self, topic: str) -> bool:
-        """Whether the gateway, which publishes with its own rights, may and can answer to this Response Topic."""
-        for pattern in self._allowed_responses:
-            if pattern.fullmatch(topic):
-                return topic.count("/") < _MAX_LEVELS and not _NO_TOPIC.search(topic)
-        return False
-
     def parse(self, topic: str) -> CommandTopic | ReplyTopic | RoomTopic | BadName:
         """Read a topic that a service published to; what cannot be read is returned as the reason."""
         try:
@@ -269,24 +206,30 @@ class Topics:
         return topic if id is None else f"{topic}/{encode_level(id)}"
 
 
+def _response_allowed(allowed: tuple[re.Pattern[str], ...], topic: str) -> bool:
+    for pattern in allowed:
+        if pattern.fullmatch(topic):
+            return topic.count("/") < _MAX_LEVELS and not _NO_TOPIC.search(topic)
+    return False
+
+
 def _parse_device(levels: list[str]) -> CommandTopic | ReplyTopic | BadName:
-    match levels:
-        case [serial, "commands", event]:
-            return CommandTopic(serial, decode_level(event), None)
-        case [serial, "commands", event, id]:
-            return CommandTopic(serial, decode_level(event), decode_level(id))
-        case [serial, "replies", event, id]:
+    if len(levels) in (3, 4):
+        serial, kind, event, id = levels[0], levels[1], levels[2], levels[3] if len(levels) == 4 else None
+        if kind == "commands":
+            return CommandTopic(serial, decode_level(event), None if id is None else decode_level(id))
+        if kind == "replies" and id is not None:
             return ReplyTopic(serial, decode_level(event), decode_level(id))
     return BadName("expected devices/{serial}/commands/{event}[/{id}] or …/replies/{event}/{id}")
 
 
 def _parse_room(levels: list[str]) -> RoomTopic | BadName:
-    match levels:
-        case [room, "events", event] if event in RESERVED:
-            return BadName(f"{event} is a reserved name")
-        case [room, "events", event]:
-            return RoomTopic(decode_level(room), decode_level(event))
-    return BadName("expected rooms/{room}/events/{event}")
+    if len(levels) != 3 or levels[1] != "events":
+        return BadName("expected rooms/{room}/events/{event}")
+    room, _, event = levels
+    if event in RESERVED:
+        return BadName(f"{event} is a reserved name")
+    return RoomTopic(decode_level(room), decode_level(event))
 
 
 def _filter_pattern(topic_filter: str) -> re.Pattern[str]:

@@ -25,6 +25,7 @@ CORES = {
     "gateway.exposition",
     "gateway.exposures",
     "gateway.proxies",
+    "gateway.bodies",
     "gateway.topics",
     "gateway.value",
     "gateway.worker",

@@ -16,9 +16,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from gateway.addresses import BrokerUrl
+from gateway.bodies import NodeStatus, Outcome, Presence
 from gateway.brokers import BrokerUnavailable, LocalBroker, local_broker
 from gateway.client import CallOutcome, DeviceEvent, Disconnected, Fleet, NoOutcome, NotAcked
-from gateway.topics import NodeStatus, Outcome, Presence
 
 SERIAL = "AC4178234415"
 

@@ -1,6 +1,6 @@
 """What services publish becomes commands and replies, or a refusal that reaches the one who sent it."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
@@ -17,7 +17,7 @@ from gateway.schemas import Schema
 from gateway.session import encode_args
 from gateway.topics import BINARY_TYPE, JSON_TYPE, Topics, is_id
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
+NOW = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 POLICY = Policy(ack_timeout_s=10.0, lifetime_s=3600.0, max_payload_bytes=1000)
 TOPICS = Topics("gw/v1")
 COMMANDS = "gw/v1/devices/s1/commands/"
@@ -255,7 +255,7 @@ def test_lifetime(qos: int, expiry_s: int | None, payload: bytes, lifetime_s: fl
 
 def test_what_has_ended_has_no_lifetime_left() -> None:
     assert read("text_notifications", ENDED).lifetime_s < 0
-    later = reader().read("s1", Message(COMMANDS + "text_notifications", ENDS, 1), 7, False, NOW + timedelta(minutes=2))
+    later = reader().read("s1", Message(COMMANDS + "text_notifications", ENDS, 1), 7, False, NOW + 120)
     assert isinstance(later, Command)
     assert later.lifetime_s == -60.0
 

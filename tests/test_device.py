@@ -4,6 +4,7 @@ from typing import Any
 
 from gateway import facts as f
 from gateway.addresses import BrokerUrl
+from gateway.bodies import Client, Life
 from gateway.catalog import Catalog
 from gateway.commands import CommandReader, Policy
 from gateway.device import Device
@@ -12,7 +13,7 @@ from gateway.metrics import Metrics
 from gateway.mqtt import Backoff, Credentials
 from gateway.mqtt.link import link_alarms
 from gateway.surroundings import LinkSettings, Surroundings
-from gateway.topics import Client, Life, Topics
+from gateway.topics import Topics
 
 CATALOG = Catalog()
 TOPICS = Topics("gw/v1")

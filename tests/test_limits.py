@@ -3,12 +3,13 @@
 import pytest
 
 from gateway import facts as f
+from gateway.bodies import Life
 from gateway.catalog import Catalog
 from gateway.limits import Budget, Limits, Pace, Shared
 from gateway.mqtt import Message, Options
 from gateway.mqtt.session import MqttSession
 from gateway.session import DeviceSession
-from gateway.topics import Life, Topics
+from gateway.topics import Topics
 
 CATALOG = Catalog()
 

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway import facts as f
+from gateway.bodies import Client, Life, Outcome, Presence
 from gateway.catalog import Catalog
 from gateway.commands import CommandReader, Policy
 from gateway.limits import Limits, Shared
 from gateway.mqtt import Credentials, Event, Opened, Options, Published, Received, Settled, Subscribed, Subscription
 from gateway.mqtt.session import MqttSession, read_connack
 from gateway.session import DeviceSession
-from gateway.topics import Client, Life, Outcome, Presence, Topics
+from gateway.topics import Topics
 
 CATALOG = Catalog()
 TOPICS = Topics("gw/v1")
@@ -175,7 +176,7 @@ class Owner:
         for event in [*events, *self.mqtt.take_events()]:
             match event:
                 case Received():
-                    read = READER.read("AC1", event.message, event.delivery, event.duplicate, BEGINNING)
+                    read = READER.read("AC1", event.message, event.delivery, event.duplicate, BEGINNING.timestamp())
                     assert isinstance(read, f.Command)
                     self.handle(read)
                 case Settled():

@@ -7,11 +7,12 @@ import msgspec
 import pytest
 
 from gateway import facts as f
+from gateway.bodies import Client, Life
 from gateway.catalog import Args, Catalog, Event
 from gateway.limits import Limits, Shared
 from gateway.outcomes import REMEMBERED
 from gateway.session import DeviceSession, encode_args
-from gateway.topics import Client, Life, Topics
+from gateway.topics import Topics
 
 CATALOG = Catalog()
 CLIENT = Client(4, "websocket", "127.0.0.1")

@@ -5,6 +5,7 @@ from typing import Any, get_args
 import pytest
 
 from gateway import facts as f
+from gateway.bodies import STATUSES, Client, Life, Outcome
 from gateway.catalog import Catalog, Event
 from gateway.instruments import Histogram
 from gateway.limits import Limits, Shared
@@ -12,7 +13,7 @@ from gateway.metrics import Metrics
 from gateway.mqtt import Message
 from gateway.session import DeviceSession
 from gateway.session_metrics import COMMAND_S, WAIT_S
-from gateway.topics import STATUSES, Client, Life, Outcome, Topics
+from gateway.topics import Topics
 
 CATALOG = Catalog()
 AT = "2026-01-01T00:00:00.000+00:00"

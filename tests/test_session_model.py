@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gateway import facts as f
+from gateway.bodies import Client, Life
 from gateway.catalog import Catalog
 from gateway.limits import Limits, Shared
 from gateway.session import DeviceSession
-from gateway.topics import Client, Life, Topics
+from gateway.topics import Topics
 
 CATALOG = Catalog()
 LIMITS = Limits(max_attempts=3, max_commands=6, max_questions=2, reply_timeout_s=30.0)

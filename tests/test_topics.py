@@ -7,13 +7,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from paho.mqtt.client import topic_matches_sub
 
+from gateway.bodies import Life, Presence
 from gateway.topics import (
     MAX_NAME_BYTES,
     RESERVED,
     BadName,
     CommandTopic,
-    Life,
-    Presence,
     ReplyTopic,
     RoomTopic,
     Topics,

@@ -18,10 +18,11 @@ from opentelemetry.trace import StatusCode
 
 from gateway import facts as f
 from gateway import tracing
+from gateway.bodies import Client, Life
 from gateway.catalog import Catalog
 from gateway.limits import Limits, Shared
 from gateway.session import DeviceSession
-from gateway.topics import Client, Life, Topics
+from gateway.topics import Topics
 from gateway.tracing import Tracer
 
 CATALOG = Catalog()

@@ -11,7 +11,7 @@ from gateway.cli.options import AS_JSON, BROKER, PREFIX, Refused, asking_the_bro
 from gateway.cli.terminal import printable
 
 if TYPE_CHECKING:
-    from gateway.topics import NodeStatus
+    from gateway.bodies import NodeStatus
 
 TIMEOUT_S: Final = 10.0
 COLUMNS: Final = ("node", "state", "version", "started", "devices", "sockets")

@@ -20,7 +20,7 @@ from gateway.cli.options import (
 from gateway.cli.terminal import printable
 
 if TYPE_CHECKING:
-    from gateway.topics import Presence
+    from gateway.bodies import Presence
 
 
 @click.command()

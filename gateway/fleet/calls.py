@@ -4,8 +4,8 @@ import asyncio
 
 import msgspec
 
+from gateway.bodies import Outcome
 from gateway.fleet.connection import Disconnected
-from gateway.topics import Outcome
 
 
 class NoOutcome(TimeoutError):

@@ -9,9 +9,10 @@ import aiomqtt
 import msgspec
 
 from gateway.addresses import BrokerUrl
+from gateway.bodies import NodeStatus
 from gateway.fleet.connection import Connection
 from gateway.fleet.watch import SETTLE_S
-from gateway.topics import NodeStatus, Topics
+from gateway.topics import Topics
 
 _STATUS = msgspec.json.Decoder(NodeStatus)
 

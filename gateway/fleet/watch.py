@@ -9,8 +9,9 @@ from typing import Any, Final, Self
 import aiomqtt
 import msgspec
 
+from gateway.bodies import Presence
 from gateway.fleet.connection import Connection
-from gateway.topics import BINARY_TYPE, BadName, Presence, Topics, decode_level
+from gateway.topics import BINARY_TYPE, BadName, Topics, decode_level
 
 SETTLE_S: Final = 0.5  # without a retained message; MQTT has no end mark
 MAX_CHANGES_QUEUED: Final = 10_000  # of presence, that nobody has read; the map has them all the same

@@ -15,6 +15,7 @@ from gateway.mqtt.wire import (
     Code,
     Malformed,
     read_message,
+    write_puback,
     write_publish,
 )
 
@@ -133,7 +134,7 @@ class Inbox:
             self._written = {}
         for packet_id in due:
             self._written[packet_id] = pending.pop(packet_id)
-            out.append(mqtt5.PubAckPacket(packet_id).write())
+            out.append(write_puback(packet_id))
         while len(self._written) > self._maximum:  # the broker sent more since than it may without the oldest PUBACK
             self._confirm((self._written.pop(next(iter(self._written))),))
         self.pending = pending or None
@@ -315,11 +316,11 @@ class Outbox:
             if self._last_id not in (self._in_flight or ()):
                 return self._last_id
 
-    def on_puback(self, packet: mqtt5.PubAckPacket) -> None:
+    def on_puback(self, packet_id: int, code: int) -> None:
         """End a publish; an answer to nothing is ignored."""
-        if self._in_flight and (outgoing := self._in_flight.pop(packet.packet_id, None)):
+        if self._in_flight and (outgoing := self._in_flight.pop(packet_id, None)):
             self._in_flight = self._in_flight or None
-            self._finish(outgoing, packet.reason_code.value)
+            self._finish(outgoing, code)
 
     def _finish(self, outgoing: _Outgoing, code: int) -> None:
         if outgoing.token is not None or outgoing.message.qos:

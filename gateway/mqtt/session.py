@@ -29,6 +29,8 @@ from gateway.mqtt.wire import (
     LAST_PUBLISH_ID,
     PINGREQ,
     PINGRESP,
+    PUBACK,
+    PUBACK_BYTES,
     Code,
     Malformed,
     packet_end,
@@ -254,7 +256,11 @@ class MqttSession:
                 self._partial_needs = end - start
                 self._partial = bytearray(view[start:])
                 return
-            self._handle(read_packet(view[start:end]))
+            packet_id = data[start + 2] << 8 | data[start + 3] if end - start == PUBACK_BYTES else 0
+            if packet_id and data[start] == PUBACK:
+                self._on_puback(packet_id, 0)
+            else:
+                self._handle(read_packet(view[start:end]))
             if not self._connected:
                 return
             start = end
@@ -264,8 +270,7 @@ class MqttSession:
             case mqtt5.PublishPacket():
                 self._inbox.receive(packet)
             case mqtt5.PubAckPacket():
-                self._inbox.answered(packet.packet_id)
-                self._outbox.on_puback(packet)
+                self._on_puback(packet.packet_id, packet.reason_code.value)
             case mqtt5.PingRespPacket():
                 self._on_pingresp()
             case mqtt5.SubAckPacket() | mqtt5.UnsubAckPacket():
@@ -275,6 +280,10 @@ class MqttSession:
                 self._events.append(Closed(packet.reason_code.value, packet.reason_str or packet.reason_code.name))
             case _:
                 raise Malformed(f"unexpected {type(packet).__name__}", Code.PROTOCOL_ERROR)
+
+    def _on_puback(self, packet_id: int, code: int) -> None:
+        self._inbox.answered(packet_id)
+        self._outbox.on_puback(packet_id, code)
 
     def _on_pingresp(self) -> None:
         self._pinged_at = None

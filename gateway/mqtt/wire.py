@@ -21,6 +21,7 @@ Code = mqtt5.DisconnectReasonCode
 LAST_PUBLISH_ID = 0x7FFF  # ids above are for SUBSCRIBE and UNSUBSCRIBE: a pipelined one never collides
 TOPIC_NAME_INVALID = 0x90  # PUBACK reasons (3.4.2.1), given without sending
 PACKET_TOO_LARGE = 0x95
+PUBACK, PUBACK_BYTES = 0x40, 4  # first byte and size of one without a reason: all is well (3.4.2.1)
 PINGREQ, PINGRESP = b"\xc0\x00", b"\xd0\x00"  # 3.12, 3.13
 MAX_PACKET_BYTES = 268_435_455 + 5  # the largest Remaining Length and its header (2.1.4)
 _CONNACK = 0x20  # first byte of the only packet that may answer a CONNECT here (3.2.1)
@@ -110,6 +111,11 @@ def read_message(packet: mqtt5.PublishPacket) -> Message:
     )
 
 
+def write_puback(packet_id: int) -> bytes:
+    """PUBACK of a message that was taken."""
+    return bytes((PUBACK, 2, packet_id >> 8, packet_id & 0xFF))
+
+
 def write_publish(message: Message, packet_id: int | None, duplicate: bool) -> bytes | None:
     """PUBLISH at QoS 1 with a `packet_id`, else at QoS 0; None if MQTT cannot carry the message."""
     if not _is_writable(message):
@@ -136,10 +142,17 @@ def _is_writable(message: Message) -> bool:
     """Whether every string is one that any broker takes, and the payload fits into a packet."""
     if len(message.payload) > MAX_PACKET_BYTES >> 1:  # the codec panics over the limit of a packet
         return False
-    text = f"{message.topic}{message.content_type}{message.response_topic}"
+    for text in (message.topic, message.content_type or "", message.response_topic or ""):
+        if not (text.isprintable() or _is_text(text)):
+            return False
     for name, value in message.user_properties:
-        text += name + value
-    return text.isprintable() or not _FORBIDDEN.search(text)
+        if not (name.isprintable() and value.isprintable()) and not _is_text(name + value):
+            return False
+    return True
+
+
+def _is_text(text: str) -> bool:
+    return not _FORBIDDEN.search(text)
 
 
 def write_connect(options: Options, credentials: Credentials) -> bytes:

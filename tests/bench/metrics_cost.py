@@ -26,13 +26,14 @@ import uvloop
 
 from gateway import facts as f
 from gateway import is_compiled
+from gateway.bodies import Client, Life
 from gateway.brokers import free_ports
 from gateway.catalog import EVENTS, Catalog
 from gateway.limits import Limits, Shared
 from gateway.metrics import Metrics
 from gateway.mqtt import Published
 from gateway.session import DeviceSession
-from gateway.topics import Client, Life, Topics
+from gateway.topics import Topics
 from tests.bench import contenders, parts, workloads
 from tests.bench.contenders import CONTENDERS, Contender, Timers
 from tests.bench.plan import QUICK
