@@ -7,9 +7,8 @@ import secrets
 import signal
 import ssl
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache, partial
-from itertools import count
 from typing import Final
 
 import uvloop
@@ -94,7 +93,7 @@ class Gateway:
             life=life,
             topics=topics,
             catalog=catalog,
-            reader=CommandReader(topics, catalog, policy, _command_ids()),
+            reader=CommandReader(topics, catalog, policy, secrets.token_hex(8)),
             limits=_limits(config),
             shared=Shared(commands.max_per_node, commands.max_bytes_per_node),
             waiting_bytes=Budget(config.mqtt.max_waiting_bytes),
@@ -288,12 +287,6 @@ async def _serve(config: Config, log_handler: LogHandler, worker: Worker | None)
         await stop.wait()
         manager.stopping(config.devices.drain_s + STOP_MARGIN_S)
         await gateway.stop()
-
-
-def _command_ids() -> Callable[[], str]:
-    """What names commands that have no id: unlike those of any other process, in any life."""
-    process, numbers = secrets.token_hex(8), count(1)
-    return lambda: f"{process}-{next(numbers):x}"
 
 
 def _link_settings(config: Config, context: ssl.SSLContext | None) -> LinkSettings:

@@ -5,7 +5,6 @@ sender is told. A reply or a room event has no sender who could be: what is wron
 """
 
 import re
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -42,16 +41,17 @@ class CommandReader:
     """Turns the messages on a device's link into facts.
 
     Args:
-        new_id: makes the id of a command that has none.
+        process: names this process in the ids of commands that have none.
     """
 
-    __slots__ = ("_catalog", "_new_id", "_policy", "_topics")
+    __slots__ = ("_catalog", "_named", "_policy", "_process", "_topics")
 
-    def __init__(self, topics: Topics, catalog: Catalog, policy: Policy, new_id: Callable[[], str]) -> None:
+    def __init__(self, topics: Topics, catalog: Catalog, policy: Policy, process: str) -> None:
         self._topics = topics
         self._catalog = catalog
         self._policy = policy
-        self._new_id = new_id
+        self._process = process
+        self._named = 0
 
     def read(
         self, serial: str, message: Message, delivery: int | None, duplicate: bool, now: float
@@ -89,6 +89,10 @@ class CommandReader:
             size_bytes=len(message.payload),
             expires_in_broker=message.expiry_s is not None,
         )
+
+    def _new_id(self) -> str:
+        self._named += 1
+        return f"{self._process}-{self._named}"
 
     def _id(self, id: str | None) -> tuple[str, str | None]:
         if id is None:

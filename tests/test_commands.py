@@ -1,7 +1,6 @@
 """What services publish becomes commands and replies, or a refusal that reaches the one who sent it."""
 
 from datetime import UTC, datetime
-from itertools import count
 from typing import Any
 
 import msgspec
@@ -26,8 +25,7 @@ TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def reader() -> CommandReader:
-    numbers = count(1)
-    return CommandReader(Topics("gw/v1"), Catalog(), POLICY, lambda: f"new-{next(numbers)}")
+    return CommandReader(Topics("gw/v1"), Catalog(), POLICY, "new")
 
 
 def read(topic: str, payload: bytes = b"", qos: int = 1, **properties: Any) -> Command:
@@ -62,7 +60,7 @@ LAMP = Event("blink", "", "", Schema({"required": ["n"]}), ack=None, lifetime_s=
 
 def of_own(event: str, payload: bytes, qos: int = 1, **properties: Any) -> Command:
     """Read a command of a deployment that has one event of its own, and takes no others."""
-    reading = CommandReader(Topics("gw/v1"), Catalog([LAMP], rejects_unknown=True), POLICY, lambda: "new")
+    reading = CommandReader(Topics("gw/v1"), Catalog([LAMP], rejects_unknown=True), POLICY, "new")
     command = reading.read("s1", Message(COMMANDS + event, payload, qos, **properties), 7, False, NOW)
     assert isinstance(command, Command)
     return command
@@ -150,7 +148,7 @@ def test_refusals(event: str, payload: bytes, properties: dict[str, Any], refusa
 
 
 def test_json_that_is_too_deep_is_refused() -> None:
-    deep = CommandReader(Topics("gw/v1"), Catalog(), Policy(), lambda: "new")
+    deep = CommandReader(Topics("gw/v1"), Catalog(), Policy(), "new")
     for event, payload in (("x", b"[" * 100_000), ("media_stop", b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}")):
         command = deep.read("s1", Message(COMMANDS + event, payload), None, False, NOW)
         assert isinstance(command, Command)

@@ -24,7 +24,7 @@ from gateway.topics import Topics
 
 CATALOG = Catalog()
 TOPICS = Topics("gw/v1")
-READER = CommandReader(TOPICS, CATALOG, Policy(), lambda: "unnamed")
+READER = CommandReader(TOPICS, CATALOG, Policy(), "unnamed")
 OPTIONS = Options("AC1", (Subscription(TOPICS.commands_filter("AC1")),), session_expiry_s=60)
 NODES = st.sampled_from([0, 1])
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)

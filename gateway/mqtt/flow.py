@@ -1,6 +1,5 @@
 """The two flows of PUBLISH and PUBACK (pure): what must still be acknowledged or resent, across connections."""
 
-from collections import deque
 from collections.abc import Iterable
 
 import mqtt5
@@ -77,7 +76,7 @@ class Inbox:
         if message.qos == 0:
             self._events.append(Received(message, None, False))
             return
-        packet_id = self._check(packet)
+        packet_id = self._check(message, packet.packet_id)
         if self.pending is None:
             self.pending = {}
         for unread in (self._written, self._probe[1] if self._probe else None):
@@ -94,12 +93,11 @@ class Inbox:
         self.pending[packet_id] = _Delivery(number, fingerprint)
         self._events.append(Received(message, number, packet.duplicate))
 
-    def _check(self, packet: mqtt5.PublishPacket) -> int:
+    def _check(self, message: Message, packet_id: int | None) -> int:
         """Packet id of a QoS 1 PUBLISH that keeps the rules."""
-        packet_id, pending = packet.packet_id, self.pending or ()
-        if packet.qos == mqtt5.QoS.EXACTLY_ONCE:
+        if message.qos > 1:
             raise Malformed("QoS 2 was not subscribed", Code.PROTOCOL_ERROR)
-        if not packet_id or packet_id in pending:  # [MQTT-2.2.1-4]
+        if not packet_id or (self.pending and packet_id in self.pending):  # [MQTT-2.2.1-4]
             raise Malformed("packet id 0 or in use", Code.PROTOCOL_ERROR)
         # More than Receive Maximum [MQTT-3.3.4-9] is taken all the same: mosquitto 2.0.11 forgets what a session that
         # it restored had asked for and sends up to its own max_inflight_messages. To refuse it would never end.
@@ -202,7 +200,7 @@ class Outbox:
         self._events = events
         self._shared = shared  # bytes that wait in all outboxes of the node
         self._in_flight: dict[int, _Outgoing] | None = None  # by packet id, in the order sent
-        self.waiting: deque[_Outgoing] | None = None
+        self.waiting: list[_Outgoing] | None = None
         self._waiting_bytes = 0
         self._last_id = 0
         self._max_packet_bytes = MAX_PACKET_BYTES
@@ -213,7 +211,7 @@ class Outbox:
         self._max_packet_bytes = connack.max_packet_size or MAX_PACKET_BYTES
         self._window = min(connack.receive_max, self._options.receive_maximum, LAST_PUBLISH_ID)
         if self._in_flight:
-            self.waiting = deque([*self._in_flight.values(), *(self.waiting or ())])
+            self.waiting = [*self._in_flight.values(), *(self.waiting or ())]
             self._hold(sum(o.message.size_bytes for o in self.waiting) - self._waiting_bytes)
             self._in_flight = None
         if not connack.session_present:
@@ -230,7 +228,7 @@ class Outbox:
     def add(self, message: Message, token: int | None, droppable: bool) -> None:
         """Queue a publish."""
         if self.waiting is None:
-            self.waiting = deque()
+            self.waiting = []
         self.waiting.append(_Outgoing(message, token, droppable))
         self._hold(message.size_bytes)
 
@@ -281,7 +279,7 @@ class Outbox:
         """Write, in order, what the window allows [MQTT-3.3.4-7]; packet id of the last QoS 1 publish, 0 for none."""
         waiting, last_id = self.waiting, 0
         while waiting and not (waiting[0].message.qos and len(self._in_flight or ()) >= self._window):
-            outgoing = waiting.popleft()
+            outgoing = waiting.pop(0)
             self._hold(-outgoing.message.size_bytes)
             if packet := self._write(outgoing):
                 out.append(packet)
