@@ -387,7 +387,7 @@ class Deliveries:
             error=error and error[:MAX_ERROR_CHARS],
             attempts=job.attempts,
             maybe_delivered=job.attempts > 0,
-            latency_ms=round((now - job.since) * 1000, 3),
+            latency_ms=int((now - job.since) * 1e6 + 0.5) / 1000,  # as round() to 3 places, which takes 4 times as long
             node=self._node,
             late=late,
         )

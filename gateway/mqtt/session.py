@@ -247,20 +247,20 @@ class MqttSession:
             if len(self._partial) < self._partial_needs:
                 return
             data, self._partial = self._partial, None
-        view, start = memoryview(data), 0
-        while start < len(data):
+        start, size = 0, len(data)
+        while start < size:
             end = packet_end(data, start)
             if end - start > self._options.max_packet_bytes:
                 raise Malformed("packet too large", Code.PACKET_TOO_LARGE)
-            if end > len(data):
+            if end > size:
                 self._partial_needs = end - start
-                self._partial = bytearray(view[start:])
+                self._partial = bytearray(memoryview(data)[start:])
                 return
             packet_id = data[start + 2] << 8 | data[start + 3] if end - start == PUBACK_BYTES else 0
             if packet_id and data[start] == PUBACK:
                 self._on_puback(packet_id, 0)
             else:
-                self._handle(read_packet(view[start:end]))
+                self._handle(read_packet(data if end - start == size else memoryview(data)[start:end]))
             if not self._connected:
                 return
             start = end
