@@ -1,10 +1,9 @@
 """What all devices of a node share, and what the broker knows them by."""
 
 import ssl
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
-
-import msgspec
 
 from gateway import facts as f
 from gateway.addresses import BrokerUrl
@@ -22,7 +21,8 @@ from gateway.topics import Topics
 OWNER_SPEAKS_WITHIN_S: Final = (1.0, 2.0)  # a node that takes a device over publishes its presence at once
 
 
-class LinkSettings(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class LinkSettings:
     """How links are made; times in seconds."""
 
     address: BrokerUrl
@@ -60,7 +60,8 @@ class Observer(Protocol):
         """Take note of a fact and its effects, before they are carried out; `now` is in monotonic seconds."""
 
 
-class Surroundings(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Surroundings:
     """What all devices of a node share."""
 
     life: Life
