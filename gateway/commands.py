@@ -5,6 +5,7 @@ sender is told. A reply or a room event has no sender who could be: what is wron
 """
 
 import re
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -21,7 +22,8 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-
 _MALFORMED_EVENT: Final = "-"  # the topic level of an outcome whose event cannot be named
 
 
-class Policy(Value, frozen=True):
+@dataclass(frozen=True)
+class Policy:
     """What a command gets that does not say otherwise, and its largest payload."""
 
     ack_timeout_s: float = 10.0
@@ -29,12 +31,15 @@ class Policy(Value, frozen=True):
     max_payload_bytes: int = 1_000_000
 
 
-class RoomEvent(Value, frozen=True):
+class RoomEvent(Value):
     """What is to be emitted to every socket of a room."""
 
-    room: str
-    event: str
-    args: Args
+    __slots__ = ("args", "event", "room")
+
+    def __init__(self, room: str, event: str, args: Args) -> None:
+        self.room: Final = room
+        self.event: Final = event
+        self.args: Final = args
 
 
 class CommandReader:

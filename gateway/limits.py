@@ -1,9 +1,10 @@
 """What may be held, of one device and of all devices of a node together. Pure."""
 
-from gateway.value import Value
+from dataclasses import dataclass
 
 
-class Limits(Value, frozen=True):
+@dataclass(frozen=True)
+class Limits:
     """What one device may hold; times in seconds."""
 
     max_attempts: int = 3

@@ -14,14 +14,24 @@ REMEMBERED: Final = 64  # outcomes and late emissions per device: what a broker 
 REFUSED: Final = 0x80  # reason codes of a PUBACK from here on are failures (MQTT 5, 2.4)
 
 
-class _Final(Value, frozen=True):
+class _Final(Value):
     """A final outcome; once the broker has it, the delivery is settled."""
 
-    outcome: Outcome
-    answer: f.Answer
-    delivery: int | None
-    forgotten_at: float | None  # when the broker lets the command expire; None: never
-    last_try: bool = False
+    __slots__ = ("answer", "delivery", "forgotten_at", "last_try", "outcome")
+
+    def __init__(
+        self,
+        outcome: Outcome,
+        answer: f.Answer,
+        delivery: int | None,
+        forgotten_at: float | None,
+        last_try: bool = False,
+    ) -> None:
+        self.outcome: Final = outcome
+        self.answer: Final = answer
+        self.delivery: Final = delivery
+        self.forgotten_at: Final = forgotten_at  # when the broker lets the command expire; None: never
+        self.last_try: Final = last_try
 
 
 class Outcomes:
@@ -63,7 +73,7 @@ class Outcomes:
         """Publish a remembered outcome again, for another delivery of its command. Whether it is remembered."""
         final = self._answered.get(id)
         if final is not None:
-            self._publish(msgspec.structs.replace(final, delivery=delivery))
+            self._publish(_Final(final.outcome, final.answer, delivery, final.forgotten_at, final.last_try))
         return final is not None
 
     def published(self, token: int, code: int) -> int | None:
@@ -81,14 +91,14 @@ class Outcomes:
             return final.delivery
         error = f"the broker refused the outcome with 0x{code:02X}"
         outcome = msgspec.structs.replace(final.outcome, data=None, error=error)
-        answer = msgspec.structs.replace(final.answer, response_topic=None)
-        self._publish(msgspec.structs.replace(final, outcome=outcome, answer=answer, last_try=True))
+        answer = f.Answer(final.answer.acks, None, final.answer.correlation, final.answer.traceparent)
+        self._publish(_Final(outcome, answer, final.delivery, final.forgotten_at, last_try=True))
         return None
 
     def forget_deliveries(self) -> None:
         """The broker has forgotten what it delivered: nothing is settled any more."""
         for token, final in self._publishing.items():
-            self._publishing[token] = msgspec.structs.replace(final, delivery=None)
+            self._publishing[token] = _Final(final.outcome, final.answer, None, final.forgotten_at, final.last_try)
 
     def hand_over(self, at: float) -> None:
         """The link is gone since `at`: say again, on another way, what may not have left with it.

@@ -44,27 +44,36 @@ class BadName(ValueError):
     """A room, event or id that cannot be one topic level; the text says why."""
 
 
-class CommandTopic(Value, frozen=True):
+class CommandTopic(Value):
     """`devices/{serial}/commands/{event}[/{id}]`, decoded."""
 
-    serial: str
-    event: str
-    id: str | None
+    __slots__ = ("event", "id", "serial")
+
+    def __init__(self, serial: str, event: str, id: str | None) -> None:
+        self.serial: Final = serial
+        self.event: Final = event
+        self.id: Final = id
 
 
-class ReplyTopic(Value, frozen=True):
+class ReplyTopic(Value):
     """`devices/{serial}/replies/{event}/{id}`, decoded."""
 
-    serial: str
-    event: str
-    id: str
+    __slots__ = ("event", "id", "serial")
+
+    def __init__(self, serial: str, event: str, id: str) -> None:
+        self.serial: Final = serial
+        self.event: Final = event
+        self.id: Final = id
 
 
-class RoomTopic(Value, frozen=True):
+class RoomTopic(Value):
     """`rooms/{room}/events/{event}`, decoded."""
 
-    room: str
-    event: str
+    __slots__ = ("event", "room")
+
+    def __init__(self, room: str, event: str) -> None:
+        self.room: Final = room
+        self.event: Final = event
 
 
 def is_serial(text: str) -> bool:

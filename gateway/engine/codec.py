@@ -13,12 +13,9 @@ import binascii
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs
-
-import msgspec
-
-from gateway.value import Value
 
 OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = KINDS = "0123456"
 
@@ -42,7 +39,8 @@ class Packet(NamedTuple):
 _BARE: Final = {kind: Packet(kind) for kind in KINDS}  # all heartbeats are two of these
 
 
-class Generation(Value, frozen=True):
+@dataclass(frozen=True)
+class Generation:
     """What differs on the wire; one value per generation, compared by identity."""
 
     revision: int
@@ -75,7 +73,7 @@ EIO3: Final = Generation(
     jsonp=True,
     twice_encoded=True,
 )
-EIO2: Final = msgspec.structs.replace(EIO3, binary_always=True)  # browser builds of 1.0.x
+EIO2: Final = replace(EIO3, binary_always=True)  # browser builds of 1.0.x
 
 
 def generation_of(eio: str | None, *, missing_is_3: bool) -> Generation | None:
