@@ -5,8 +5,6 @@ Follows device-protocol.zh.md. Bad input is answered to the one who sent it, in 
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from time import monotonic
 from typing import Final
@@ -29,7 +27,6 @@ from gateway.viewers import Viewers
 log = logging.getLogger(__name__)
 
 DELAYED_CHECKS: Final = 8  # keys that had to wait are checked so many at a time; who did not wait never queues
-NO_TURN: Final = nullcontext()  # of those who need not wait
 VIEWERS_FULL: Final = "too many viewers, try again later"
 
 
@@ -157,11 +154,24 @@ class FrontDoor:
             task.add_done_callback(partial(self._authenticated, socket, claim, monotonic()))
 
     async def _admit(self, socket: Socket, claim: DeviceKey) -> Verdict:
+        """Check a claim; where keys were guessed it waits for its turn."""
         delay_s = self._admission.guesses.delay_s(socket.address, claim.serial, self._now())
-        async with self._turn(socket, delay_s) if delay_s else NO_TURN:
-            return await self._devices.admit(
-                claim, lambda: self._accepted(socket, claim), lambda device: self._welcome(socket, device)
-            )
+        if not delay_s:
+            return await self._check(socket, claim)
+        self.refused(Refusal.DELAYED_KEY)
+        self._held_up.add(socket.number)
+        try:
+            await asyncio.sleep(delay_s)
+            async with self._delayed:
+                self._held_up.discard(socket.number)
+                return await self._check(socket, claim)
+        finally:
+            self._held_up.discard(socket.number)
+
+    async def _check(self, socket: Socket, claim: DeviceKey) -> Verdict:
+        return await self._devices.admit(
+            claim, lambda: self._accepted(socket, claim), lambda device: self._welcome(socket, device)
+        )
 
     def _answer(self, socket: Socket, claim: DeviceKey, verdict: Verdict) -> None:
         """Tell what came of a claim; one that is accepted has been welcomed already."""
@@ -174,19 +184,6 @@ class FrontDoor:
             self._sockets.close(socket.number, CloseReason.OVERLOADED)
         elif verdict is Verdict.MOVED:
             self._sockets.close(socket.number, CloseReason.REPLACED)  # by another node, meanwhile
-
-    @asynccontextmanager
-    async def _turn(self, socket: Socket, delay_s: float) -> AsyncIterator[None]:
-        """Wait until a key may be checked, where keys were guessed."""
-        self.refused(Refusal.DELAYED_KEY)
-        self._held_up.add(socket.number)
-        try:
-            await asyncio.sleep(delay_s)
-            async with self._delayed:
-                self._held_up.discard(socket.number)
-                yield
-        finally:
-            self._held_up.discard(socket.number)
 
     def _accepted(self, socket: Socket, claim: DeviceKey) -> None:
         """The key is right: the socket may wait for the broker."""

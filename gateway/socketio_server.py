@@ -1,8 +1,8 @@
 """Socket.IO on our Engine.IO, for clients of both generations: what comes in is read, what goes out is encoded.
 
-Of python-socketio it has the packet, which takes attachments out of data and puts them back; who has joined, rooms and
-acks are the gateway's own (docs/adr/0006). Here is what lies between: implicit connect, shapes of CONNECT and of
-refusals, packets that are none, limits on attachments, and events and acks handed over without a task each.
+The packet takes attachments out of data and puts them back; who has joined, rooms and acks are of those who use this.
+Here is what lies between: implicit connect, shapes of CONNECT and of refusals, packets that are none, limits on
+attachments, and events and acks handed over without a task each.
 """
 
 import re
@@ -22,13 +22,12 @@ from gateway.engine.options import EngineOptions
 from gateway.engine.server import EngineServer
 from gateway.engine.websocket import framed
 from gateway.proxies import Proxies
+from gateway.socketio_packet import Json, Packet
 
 NAMESPACE: Final = "/"
 UNABLE: Final = "Invalid namespace"  # there is no such namespace, or the peer is in it
 MAX_ATTACHMENTS: Final = 10
 BAD_PACKET: Final = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # python-socketio's, reading
-_BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
-_UNIT: Final = re.compile("....")  # a UTF-16 code unit in hexadecimal
 _CONNECT: Final = str(sio.CONNECT)  # to `/`, without a word
 _PLAIN: Final = re.compile(
     r"([23])([0-9]{0,15})(?=\[)"
@@ -56,29 +55,6 @@ class Namespace(Protocol):
 
     def closed(self, connection: Connection, reason: CloseReason) -> None:
         """A connection is over, whether it had joined or not."""
-
-
-class Json:
-    """The JSON module of our packets: ASCII, so that every client reads it, and `msgspec.Raw` passes through."""
-
-    @staticmethod
-    def dumps(value: Any, **_: Any) -> str:
-        """Encode; Engine.IO 3 counts characters, so all of them are ASCII."""
-        return to_ascii(msgspec.json.encode(value))
-
-    @staticmethod
-    def loads(text: str, **_: Any) -> Any:
-        """Decode. Raises ValueError."""
-        try:
-            return msgspec.json.decode(text)
-        except (msgspec.DecodeError, RecursionError) as problem:
-            raise ValueError(str(problem)) from None
-
-
-class Packet(sio.Packet):  # type: ignore[misc]
-    """A Socket.IO packet; on a class of ours, because python-socketio's `json` option is one for the process."""
-
-    json = Json
 
 
 class Server:
@@ -216,14 +192,6 @@ def send_to(connections: Iterable[Connection], encoded: str | list[str | bytes])
     frame = framed(MESSAGE + encoded)  # to either generation
     for connection in connections:
         connection.send_shared(encoded, frame)
-
-
-def to_ascii(json: bytes) -> str:
-    r"""Return JSON with every character beyond ASCII as `\uXXXX`: then characters, UTF-16 units and bytes agree."""
-    text = json.decode()
-    if text.isascii():
-        return text
-    return _BEYOND_ASCII.sub(lambda run: _UNIT.sub(r"\\u\g<0>", run[0].encode("utf-16-be").hex()), text)
 
 
 def _placeholders(data: Any) -> Iterator[int]:

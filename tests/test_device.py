@@ -4,41 +4,27 @@ from typing import Any
 
 from gateway import facts as f
 from gateway.addresses import BrokerUrl
-from gateway.bodies import Client, Life
+from gateway.admission import Admission
+from gateway.bodies import Life
 from gateway.catalog import Catalog
 from gateway.commands import CommandReader, Policy
 from gateway.device import Device
+from gateway.engine.codec import EIO4, SEPARATOR
+from gateway.engine.connection import Connection
+from gateway.engine.effects import Transport
+from gateway.engine.options import EngineOptions
+from gateway.engine.session import Session
 from gateway.limits import Budget, Limits, Pace, Shared
 from gateway.metrics import Metrics
 from gateway.mqtt import Backoff, Credentials
 from gateway.mqtt.link import link_alarms
+from gateway.proxies import Proxies
+from gateway.sockets import Socket, SocketServer
 from gateway.surroundings import LinkSettings, Surroundings
 from gateway.topics import Topics
 
 CATALOG = Catalog()
 TOPICS = Topics("gw/v1")
-
-
-class Sockets:
-    """Takes note of what is emitted."""
-
-    def __init__(self) -> None:
-        self.emitted: list[tuple[int, str]] = []
-
-    def emit(self, socket: int, event: str, args: Any = (), emit_id: int | None = None) -> None:
-        self.emitted.append((socket, event))
-
-    def close(self, socket: int, reason: str) -> None:
-        pass
-
-
-class Socket:
-    """An authenticated socket."""
-
-    client = Client(4, "websocket", "127.0.0.1")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
 
 
 class Quiet:
@@ -50,7 +36,40 @@ class Quiet:
         return lambda *_, **__: None
 
 
-def surroundings(sockets: Sockets, replays: Pace, port: int = 1) -> Surroundings:
+class Peers:
+    """The sockets of devices that poll: what is emitted to one waits for its poll."""
+
+    def __init__(self) -> None:
+        self.sockets = SocketServer(Quiet(), EngineOptions(), "socket.io", Admission(), Proxies())
+        self.here: list[Socket] = []
+
+    def connect(self) -> Socket:
+        """A socket that has joined."""
+        session = Session(f"sid{len(self.here)}", EIO4, Transport.POLLING, EngineOptions(), 0.0)
+        connection = Connection(self.sockets._server.engine, session, {})
+        self.sockets.join(connection, None)
+        session.park(0.0)
+        session.take()  # that it has joined
+        socket = self.sockets._by_engine_sid[session.sid]
+        self.here.append(socket)
+        return socket
+
+    def emitted(self) -> list[tuple[int, str]]:
+        """What was emitted since the last time, and to whom."""
+        found = []
+        for socket in self.here:
+            session = socket.connection.session
+            if session.has_waiting:
+                session.park(0.0)
+                body, _ = session.take()
+                found += [
+                    (socket.number, packet[packet.index('["') + 2 : packet.index('"]')])
+                    for packet in str(body).split(SEPARATOR)
+                ]
+        return found
+
+
+def surroundings(sockets: SocketServer, replays: Pace, port: int = 1) -> Surroundings:
     """Those of a node gw-1 whose broker is at a port of this machine."""
     links = LinkSettings(
         BrokerUrl(host="127.0.0.1", port=port), link_alarms(), None, Backoff(1, 1), 1.0, 60, 60, 128, 5
@@ -65,13 +84,13 @@ def surroundings(sockets: Sockets, replays: Pace, port: int = 1) -> Surroundings
         waiting_bytes=Budget(100),
         replays=replays,
         links=links,
-        sockets=sockets,  # type: ignore[arg-type]
+        sockets=sockets,
         node_link=Quiet(),
         metrics=Metrics(),
     )
 
 
-def make(sockets: Sockets, replays: Pace) -> Device:
+def make(sockets: SocketServer, replays: Pace) -> Device:
     return Device("AC1", Credentials(), surroundings(sockets, replays), lambda _: None)
 
 
@@ -80,20 +99,20 @@ def hold(device: Device) -> None:
 
 
 async def test_held_commands_wait_for_their_turn_where_others_come_first() -> None:
-    sockets, pace = Sockets(), Pace(per_s=0.001)
-    first, second, idle = (make(sockets, pace) for _ in range(3))
+    peers, pace = Peers(), Pace(per_s=0.001)
+    first, second, idle = (make(peers.sockets, pace) for _ in range(3))
     hold(first)
     hold(second)
-    first.attach(Socket(1))  # type: ignore[arg-type]
-    assert sockets.emitted == [(1, "bind_class")]
-    second.attach(Socket(2))  # type: ignore[arg-type]
-    assert sockets.emitted == [(1, "bind_class")]
-    idle.attach(Socket(3))  # type: ignore[arg-type]
+    first.attach(peers.connect())
+    assert peers.emitted() == [(1, "bind_class")]
+    second.attach(peers.connect())
+    assert peers.emitted() == []
+    idle.attach(peers.connect())
     hold(idle)
-    assert sockets.emitted[1:] == [(3, "bind_class")], "it had nothing to wait for"
+    assert peers.emitted() == [(3, "bind_class")], "it had nothing to wait for"
     second._release(99)
-    assert len(sockets.emitted) == 2, "the turn of a socket that is gone"
+    assert peers.emitted() == [], "the turn of a socket that is gone"
     second._release(2)
-    assert sockets.emitted[2:] == [(2, "bind_class")]
+    assert peers.emitted() == [(2, "bind_class")]
     for device in (first, second, idle):
         await device.close()

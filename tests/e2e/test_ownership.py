@@ -18,7 +18,7 @@ from tests.clients.install import HERE, installed, program
 from tests.e2e.cutter import Cutter
 from tests.e2e.test_auth import registry
 from tests.e2e.world import WAIT_S, Device, Node, Service, device, gateway, service
-from tests.test_device import Sockets, surroundings
+from tests.test_device import Peers, surroundings
 
 __all__ = ["registry"]
 
@@ -109,7 +109,7 @@ async def test_a_device_that_comes_elsewhere_while_it_is_adopted_stays_there(
     monkeypatch.setattr(devices, "HEARD_WITHIN_S", 2.0)
     async with gateway(broker.url, "--node", "gw-2") as two, device(two, "AC1") as plate:
         await api.presence("AC1", online=True)
-        around = surroundings(Sockets(), Pace(1.0), int(broker.url.rpartition(":")[2]))
+        around = surroundings(Peers().sockets, Pace(1.0), int(broker.url.rpartition(":")[2]))
         adopter = devices.Devices(around, OpenAuthenticator(), Credentials(), 2)
         orphans = dict.fromkeys(("AC1", "AC2"), Presence(False, "gw-1", reason="gateway-lost"))
         adopting = asyncio.create_task(adopter.adopt(orphans))

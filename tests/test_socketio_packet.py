@@ -1,4 +1,4 @@
-"""What gateway/socketio_server.py has of python-socketio: its packet, with our JSON."""
+"""What the gateway has of python-socketio: its packet, with our JSON."""
 
 import json
 from importlib.metadata import version
@@ -8,7 +8,7 @@ import socketio.packet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.socketio_server import Json, Packet, to_ascii
+from gateway.socketio_packet import Json, Packet, to_ascii
 
 
 def test_the_version_is_one_whose_packet_was_read() -> None:
