@@ -9,6 +9,14 @@ from typing import Any, Final
 import msgspec
 from socketio import packet as sio
 
+CONNECT: Final = 0
+DISCONNECT: Final = 1
+EVENT: Final = 2
+ACK: Final = 3
+CONNECT_ERROR: Final = 4
+BINARY_EVENT: Final = 5
+BINARY_ACK: Final = 6
+
 _BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 _UNIT: Final = re.compile("....")  # a UTF-16 code unit in hexadecimal
 
@@ -19,7 +27,7 @@ class Json:
     @staticmethod
     def dumps(value: Any, **_: Any) -> str:
         """Encode; Engine.IO 3 counts characters, so all of them are ASCII."""
-        return to_ascii(msgspec.json.encode(value))
+        return to_ascii(msgspec.json.encode(value).decode())
 
     @staticmethod
     def loads(text: str, **_: Any) -> Any:
@@ -36,9 +44,8 @@ class Packet(sio.Packet):  # type: ignore[misc]
     json = Json
 
 
-def to_ascii(json: bytes) -> str:
+def to_ascii(json: str) -> str:
     r"""Return JSON with every character beyond ASCII as `\uXXXX`: then characters, UTF-16 units and bytes agree."""
-    text = json.decode()
-    if text.isascii():
-        return text
-    return _BEYOND_ASCII.sub(lambda run: _UNIT.sub(r"\\u\g<0>", run[0].encode("utf-16-be").hex()), text)
+    if json.isascii():
+        return json
+    return _BEYOND_ASCII.sub(lambda run: _UNIT.sub(r"\\u\g<0>", run[0].encode("utf-16-be").hex()), json)

@@ -5,13 +5,12 @@ Here is what lies between: implicit connect, shapes of CONNECT and of refusals, 
 attachments, and events and acks handed over without a task each.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qsl
 
 import msgspec
-from socketio import packet as sio
+from msgspec import DecodeError, Raw
 
 from gateway.admission import Admission
 from gateway.catalog import Args
@@ -22,18 +21,26 @@ from gateway.engine.options import EngineOptions
 from gateway.engine.server import EngineServer
 from gateway.engine.websocket import framed
 from gateway.proxies import Proxies
-from gateway.socketio_packet import Json, Packet
+from gateway.socketio_packet import (
+    ACK,
+    BINARY_ACK,
+    BINARY_EVENT,
+    CONNECT,
+    CONNECT_ERROR,
+    DISCONNECT,
+    EVENT,
+    Json,
+    Packet,
+    to_ascii,
+)
 
 NAMESPACE: Final = "/"
 UNABLE: Final = "Invalid namespace"  # there is no such namespace, or the peer is in it
 MAX_ATTACHMENTS: Final = 10
-BAD_PACKET: Final = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # python-socketio's, reading
-_CONNECT: Final = str(sio.CONNECT)  # to `/`, without a word
-_PLAIN: Final = re.compile(
-    r"([23])([0-9]{0,15})(?=\[)"
-)  # an event or an ack of `/` without attachments, up to its list
-_EVENTS: Final = (sio.EVENT, sio.BINARY_EVENT)
-_ACKS: Final = (sio.ACK, sio.BINARY_ACK)
+# Of python-socketio and msgspec, reading.
+BAD_PACKET: Final = (ValueError, TypeError, LookupError, AttributeError, RecursionError, DecodeError)
+_CONNECT: Final = "0"  # to `/`, without a word
+_MAX_DIGITS: Final = 15  # of an id
 
 Said = tuple[int, str | None, int | None, Any]  # kind, namespace, id, and its list, or who joins
 
@@ -87,14 +94,14 @@ class Server:
             return None
         kind, namespace, id, args = said
         if namespace is not None and namespace != NAMESPACE:  # nobody has joined another
-            if kind == sio.CONNECT:
+            if kind == CONNECT:
                 refuse(connection, UNABLE, namespace)
-        elif kind in _EVENTS:
+        elif kind in (EVENT, BINARY_EVENT):
             return self._namespace.emitted(connection, args[0], tuple(args[1:]), id)
-        elif kind in _ACKS:
+        elif kind in (ACK, BINARY_ACK):
             assert id is not None
             self._namespace.acked(connection, id, tuple(args))
-        elif kind == sio.CONNECT:
+        elif kind == CONNECT:
             self._namespace.join(connection, args)
         else:
             self._namespace.leave(connection)
@@ -106,28 +113,29 @@ class Server:
         Raises:
             BAD_PACKET: it means nothing.
         """
-        plain: re.Match[str] | None = None
+        list_at = 0
         if isinstance(data, str) and connection.sid not in self._binary_packet:
             if data == _CONNECT:
-                return sio.CONNECT, None, None, None
-            plain = _PLAIN.match(data)
-        if plain is not None:
-            kind, namespace, id = int(plain[1]), None, int(plain[2]) if plain[2] else None
-            args = Json.loads(plain.string[plain.end() :])
+                return CONNECT, None, None, None
+            list_at = plain(data)
+        if isinstance(data, str) and list_at:
+            kind = EVENT if data[0] == "2" else ACK
+            namespace, id = None, int(data[1:list_at]) if list_at > 1 else None
+            args = msgspec.json.decode(data[list_at:])
         else:
             packet = self._assemble(connection, data)
             if packet is None:
                 return None
             kind, namespace, id, args = packet.packet_type, packet.namespace, packet.id, packet.data
-            if kind == sio.CONNECT:
+            if kind == CONNECT:
                 return kind, namespace, None, _auth(connection, packet, data)
-        if kind in _EVENTS:
+        if kind in (EVENT, BINARY_EVENT):
             if not (isinstance(args, list) and args and isinstance(args[0], str)):
                 raise ValueError("an event needs a name")
-        elif kind in _ACKS:
+        elif kind in (ACK, BINARY_ACK):
             if not isinstance(args, list) or id is None:
                 raise ValueError("an ack needs an id and a list")
-        elif kind != sio.DISCONNECT:
+        elif kind != DISCONNECT:
             raise ValueError("not for a server")
         return kind, namespace, id, args
 
@@ -165,13 +173,31 @@ def accept(connection: Connection, new_sid: Callable[[], str]) -> None:
 def refuse(connection: Connection, problem: str, namespace: str = NAMESPACE) -> None:
     """Tell a peer that it has not joined, and why."""
     data = problem if connection.generation.revision == 3 else {"message": problem}
-    send(connection, Packet(sio.CONNECT_ERROR, data=data, namespace=namespace).encode())
+    send(connection, Packet(CONNECT_ERROR, data=data, namespace=namespace).encode())
+
+
+def plain(text: str) -> int:
+    """Where the list begins of an event or an ack of `/` without attachments; 0: it is another packet."""
+    at = text.find("[", 1, _MAX_DIGITS + 2) if text.startswith(("2", "3")) else -1
+    return at if at == 1 or (at > 1 and text[1:at].isdigit() and text[1:at].isascii()) else 0
+
+
+def encode_event(name: str, args: Args, id: int | None = None) -> str | list[str | bytes]:
+    """An event of `/` as `Packet.encode` returns it, made without an encoder for what a service says as a rule."""
+    if len(args) == 1 and isinstance(args[0], Raw) and _is_plain(name):
+        return f'{EVENT}{"" if id is None else id}["{name}",{to_ascii(str(args[0], "utf-8"))}]'
+    return encode(EVENT, [name, *args], id)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether JSON has a text as it is."""
+    return name.isascii() and name.isprintable() and '"' not in name and "\\" not in name
 
 
 def encode(kind: int, data: list[Any], id: int | None = None) -> str | list[str | bytes]:
     """An event or an ack of `/` as `Packet.encode` returns it; JSON that passes through has no bytes to look for."""
     for part in data:
-        if not isinstance(part, (str, msgspec.Raw)):
+        if not isinstance(part, (str, Raw)):
             encoded: str | list[str | bytes] = Packet(kind, data=data, id=id).encode()
             return encoded
     return f"{kind}{'' if id is None else id}{Json.dumps(data)}"

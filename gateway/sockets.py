@@ -11,7 +11,6 @@ from itertools import count
 from typing import Protocol
 
 from aiohttp import web
-from socketio import packet as sio
 
 from gateway.admission import Admission, Refusal
 from gateway.bodies import Client
@@ -24,7 +23,8 @@ from gateway.engine.server import Relay
 from gateway.instruments import Count
 from gateway.proxies import Proxies
 from gateway.rooms import Grant
-from gateway.socketio_server import UNABLE, Server, accept, encode, refuse, send, send_to
+from gateway.socketio_packet import ACK
+from gateway.socketio_server import UNABLE, Server, accept, encode, encode_event, refuse, send, send_to
 
 log = logging.getLogger(__name__)
 
@@ -143,17 +143,17 @@ class SocketServer:
         """Emit an event; with `emit_id` the peer is asked for an ack. Nothing happens if the socket is gone."""
         socket = self._by_number.get(number)
         if socket is not None:
-            send(socket.connection, encode(sio.EVENT, [event, *args], emit_id))
+            send(socket.connection, encode_event(event, args, emit_id))
 
     def emit_to(self, sockets: Iterable[Socket], event: str, args: Args) -> None:
         """Emit an event to many sockets, encoded once."""
-        send_to((socket.connection for socket in sockets), encode(sio.EVENT, [event, *args]))
+        send_to((socket.connection for socket in sockets), encode_event(event, args))
 
     def reply(self, number: int, ack_id: int, args: Args) -> None:
         """Ack the peer's own event. Nothing happens if the socket is gone."""
         socket = self._by_number.get(number)
         if socket is not None:
-            send(socket.connection, encode(sio.ACK, list(args), ack_id))
+            send(socket.connection, encode(ACK, list(args), ack_id))
 
     def close(self, number: int, reason: CloseReason) -> None:
         """Close a socket; its owner hears this reason, at once or when its turn is over."""

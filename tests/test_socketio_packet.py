@@ -23,7 +23,7 @@ def test_our_json_is_ours_alone() -> None:
 
 @given(st.recursive(st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.text(), st.lists))
 def test_ascii_json_says_the_same(value: object) -> None:
-    text = to_ascii(json.dumps(value, ensure_ascii=False).encode())
+    text = to_ascii(json.dumps(value, ensure_ascii=False))
     assert text.isascii()
     assert json.loads(text) == value
 

@@ -17,7 +17,14 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs
 
-OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = KINDS = "0123456"
+OPEN: Final = "0"
+CLOSE: Final = "1"
+PING: Final = "2"
+PONG: Final = "3"
+MESSAGE: Final = "4"
+UPGRADE: Final = "5"
+NOOP: Final = "6"
+KINDS: Final = OPEN + CLOSE + PING + PONG + MESSAGE + UPGRADE + NOOP
 
 MAX_PACKETS: Final = 16_384  # of one payload: bounds what a body of three-byte packets can make of 1 MB
 MAX_LENGTH_DIGITS: Final = 10  # a length that needs more cannot be true

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any, Final, Protocol, assert_never
 
 from gateway.admission import Refusal
-from gateway.engine.codec import Generation, Packet, decode_frame
+from gateway.engine.codec import MESSAGE, Generation, Packet, decode_frame
 from gateway.engine.effects import (
     NOTHING,
     Answer,
@@ -99,7 +99,7 @@ class Connection:
         self._taken = 0
         self._poll: asyncio.Future[None] | None = None
         self._probe: WebSocket | None = None
-        self._socket: WebSocket | None = None
+        self._socket: WebSocket | None = None  # which carries the session, and takes what is sent
 
     # -- for the application ---------------------------------------------------------------------------
 
@@ -120,12 +120,16 @@ class Connection:
 
     def send(self, data: str | bytes) -> None:
         """Write a message, or keep it for the next poll. Never waits; nothing happens once it is closed."""
-        self.apply(self.session.send(data))
+        socket = self._socket
+        if socket is None or not isinstance(data, str):
+            self.apply(self.session.send(data))
+        elif not socket.write(MESSAGE + data):  # as the session would have it written
+            self.close(CloseReason.SLOW)
 
     def send_shared(self, data: str, frame: bytes) -> None:
         """Send a message that goes to many; `frame` is what `framed` makes of its packet."""
         socket = self._socket
-        if socket is None or socket.deflates or not self.session.writes:
+        if socket is None or socket.deflates:
             self.send(data)
         elif not socket.write_framed(frame):
             self.close(CloseReason.SLOW)
@@ -148,7 +152,7 @@ class Connection:
         """Send OPEN and introduce the connection to the application; what comes back is to be waited for."""
         self._socket = socket
         self.apply(self.session.open())
-        pending = self._called(self._app.on_connected, self)
+        pending = self._call(None)
         return None if pending is None else self.settle(pending)
 
     def watch_stranger(self, socket: WebSocket) -> None:
@@ -171,6 +175,12 @@ class Connection:
         """Take a packet from the session's transport; what comes back is to be waited for before the next."""
         self.read_at = now
         pending = self.apply(self.session.receive(packet, now))
+        return None if pending is None else self.settle(pending)
+
+    def _receive_message(self, data: str, now: float) -> Pending:
+        """As `receive`, without a packet and an effect."""
+        self.read_at = now
+        pending = self._call(data) if self.session.hears(now) else None
         return None if pending is None else self.settle(pending)
 
     async def give_way(self, size: int) -> None:
@@ -198,11 +208,14 @@ class Connection:
         now = monotonic()
         pending: Pending = None
         if frame is not None:
-            packet = decode_frame(self.session.generation, frame)
-            if socket is self._socket:
-                pending = self.receive(packet, now)
-            elif socket is self._probe:
-                self.apply(self.session.receive_probe(packet, now))
+            if isinstance(frame, str) and frame.startswith(MESSAGE) and frame.isascii() and socket is self._socket:
+                pending = self._receive_message(frame[1:], now)  # in ASCII the generations are one
+            else:
+                packet = decode_frame(self.session.generation, frame)
+                if socket is self._socket:
+                    pending = self.receive(packet, now)
+                elif socket is self._probe:
+                    self.apply(self.session.receive_probe(packet, now))
         wait_s = self._charge(0 if frame is None else len(frame), now)
         return self._held_up(pending, wait_s) if wait_s else pending
 
@@ -274,9 +287,10 @@ class Connection:
     def _carry_out(self, effect: Effect) -> Pending:
         match effect:
             case Write():
-                self._write(effect)
+                if self._socket is not None and not self._socket.write(effect.frame):
+                    self.close(CloseReason.SLOW)
             case Deliver():
-                return self._called(self._app.on_message, self, effect.data)
+                return self._call(effect.data)
             case Answer():
                 self._answer()
             case WriteProbe():
@@ -292,10 +306,6 @@ class Connection:
             case _:
                 assert_never(effect)
         return None
-
-    def _write(self, effect: Write) -> None:
-        if self._socket is not None and not self._socket.write(effect.frame):
-            self.close(CloseReason.SLOW)
 
     def _answer(self) -> None:
         if self._poll is not None and not self._poll.done():
@@ -323,11 +333,12 @@ class Connection:
 
     # -- the application's callbacks -------------------------------------------------------------------
 
-    def _called(self, callback: Callable[..., Pending], *args: object) -> Pending:
+    def _call(self, message: str | bytes | None) -> Pending:
+        """Hand over a message; None: introduce the connection."""
         pending: Pending = None
         self._busy += 1
         try:
-            pending = callback(*args)
+            pending = self._app.on_connected(self) if message is None else self._app.on_message(self, message)
         except Exception:  # noqa: BLE001 - the application's fault ends its connection, not the reader or the wheel
             self._failed()
         if pending is None:
@@ -340,7 +351,7 @@ class Connection:
             return
         try:
             await pending
-        except Exception:  # noqa: BLE001 - as in _called
+        except Exception:  # noqa: BLE001 - as in _call
             self._failed()
         finally:
             self._done()
@@ -362,7 +373,7 @@ class Connection:
         self._told = True
         try:
             pending = self._app.on_closed(self, reason)
-        except Exception:  # noqa: BLE001 - as in _called
+        except Exception:  # noqa: BLE001 - as in _call
             self._failed()
         else:
             if pending is not None:

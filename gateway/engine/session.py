@@ -117,11 +117,6 @@ class Session:
         return self._probe_by < inf
 
     @property
-    def writes(self) -> bool:
-        """Whether a message that is sent now is written to the WebSocket at once."""
-        return self.closed is None and self.transport is WEBSOCKET
-
-    @property
     def has_waiting(self) -> bool:
         """Whether a poll would be answered at once."""
         return bool(self._buffer)
@@ -188,12 +183,21 @@ class Session:
 
     # -- what the peer does ----------------------------------------------------------------------------
 
-    def receive(self, packet: Packet, now: float) -> Effects:
-        """A packet has come over the transport that carries the session."""
+    def hears(self, now: float) -> bool:
+        """Something has come over the transport that carries the session; whether it may mean anything.
+
+        Of a message it is all that has to be asked before it is handed to the application.
+        """
         if self.closed is not None:
-            return NOTHING
+            return False
         if self.generation.client_pings:
             self._heartbeat_at = now + self._silence_s  # whatever it says, it is alive
+        return True
+
+    def receive(self, packet: Packet, now: float) -> Effects:
+        """A packet has come over the transport that carries the session."""
+        if not self.hears(now):
+            return NOTHING
         kind = packet.kind
         if kind == MESSAGE:
             return (Deliver(packet.data),)

@@ -35,10 +35,10 @@ def encode_header(opcode: int, length: int, *, deflated: bool = False) -> bytes:
     """The header of an unmasked, unfragmented frame (RFC 6455 5.2)."""
     first = _FIN | opcode | (_DEFLATED if deflated else 0)
     if length < 126:
-        return bytes((first, length))
+        return (first << 8 | length).to_bytes(2, "big")
     if length < 65_536:
-        return struct.pack("!BBH", first, 126, length)
-    return struct.pack("!BBQ", first, 127, length)
+        return (first << 24 | 126 << 16 | length).to_bytes(4, "big")
+    return (first << 72 | 127 << 64 | length).to_bytes(10, "big")
 
 
 def framed(text: str) -> bytes:
