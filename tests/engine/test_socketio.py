@@ -7,6 +7,8 @@ none, and of who leaves the only one, who is disconnected.
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import cast
 
 import aiohttp
 import msgspec
@@ -14,7 +16,7 @@ import pytest
 
 from gateway.engine.effects import CloseReason
 from gateway.engine.options import EngineOptions
-from gateway.socketio_server import MAX_ATTACHMENTS
+from gateway.socketio_server import MAX_ATTACHMENTS, Namespace
 
 from .echo import Echo
 from .harness import CALM, Peer, gone, serving
@@ -221,14 +223,14 @@ async def test_bad_packet_closes(peer: Peer, packets: str) -> None:
     ("packet", "ours"), [('42["message"]', "emitted"), ("430[]", "acked"), ("40", "join"), ("41", "leave")]
 )
 async def test_a_fault_of_ours_is_not_the_peers(
-    echo: Echo, peer: Peer, packet: str, ours: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    echo: Echo, peer: Peer, packet: str, ours: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     socket, _ = await peer.open_websocket() if ours == "join" else (await connected(peer), None)
 
     def failing(*_: object) -> None:
         raise ValueError
 
-    monkeypatch.setattr(echo.sockets, ours, failing)
+    echo.sockets._server._namespace = cast("Namespace", SimpleNamespace(**{ours: failing}))
     reasons: list[CloseReason] = []
     echo.engine.on_closed = lambda _, reason: reasons.append(reason)
     await socket.send_str(packet)
