@@ -240,13 +240,13 @@ class MqttSession:
         self._events.clear()
         return events
 
-    def _feed(self, data: bytes | bytearray) -> None:
+    def _feed(self, data: bytes) -> None:
         """Handle the whole packets of the stream, keep the rest; each byte is looked at once."""
         if self._partial is not None:
             self._partial += data
             if len(self._partial) < self._partial_needs:
                 return
-            data, self._partial = self._partial, None
+            data, self._partial = bytes(self._partial), None
         start, size = 0, len(data)
         while start < size:
             end = packet_end(data, start)
@@ -260,7 +260,7 @@ class MqttSession:
             if packet_id and data[start] == PUBACK:
                 self._on_puback(packet_id, 0)
             else:
-                self._handle(read_packet(data if end - start == size else memoryview(data)[start:end]))
+                self._handle(read_packet(data[start:end]))
             if not self._connected:
                 return
             start = end

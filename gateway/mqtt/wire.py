@@ -42,28 +42,30 @@ class Malformed(Exception):
         self.code: int = code.value
 
 
-def packet_end(data: bytes | bytearray, start: int) -> int:
+def packet_end(data: bytes, start: int) -> int:
     """Index after the packet at `start`: beyond `data` if it is partial, and then only a lower bound.
 
     Raises:
         Malformed: the Remaining Length has more than four bytes (1.5.5).
 
     """
-    length, shift = 0, 0
-    for byte in data[start + 1 : start + 5]:
+    length, shift, at = 0, 0, start + 1
+    while at < len(data):
+        byte = data[at]
+        at += 1
         length |= (byte & 0x7F) << shift
-        shift += 7
         if byte < 0x80:
-            return start + 1 + shift // 7 + length
-    if shift == 28:
-        raise Malformed("remaining length of more than four bytes")
+            return at + length
+        shift += 7
+        if shift == 28:
+            raise Malformed("remaining length of more than four bytes")
     return len(data) + 1
 
 
-def read_packet(packet: bytes | bytearray | memoryview) -> mqtt5.Packet:
+def read_packet(packet: bytes) -> mqtt5.Packet:
     """Read exactly one whole packet; Malformed if it is not one."""
     try:
-        read, size = mqtt5.read(packet)  # type: ignore[arg-type]  # it reads any buffer
+        read, size = mqtt5.read(packet)  # type: ignore[arg-type]  # it takes any buffer
     except (ValueError, IndexError) as error:  # IndexError: a field claims more than the packet has
         raise Malformed(f"malformed packet: {error}") from error
     except BaseException as error:
@@ -76,7 +78,7 @@ def read_packet(packet: bytes | bytearray | memoryview) -> mqtt5.Packet:
     return read
 
 
-def read_connack(buffer: bytes | bytearray) -> tuple[mqtt5.ConnAckPacket, int] | None:
+def read_connack(buffer: bytes) -> tuple[mqtt5.ConnAckPacket, int] | None:
     """Read the answer to a CONNECT and its size in bytes; None while it is partial.
 
     Raises:
@@ -92,7 +94,7 @@ def read_connack(buffer: bytes | bytearray) -> tuple[mqtt5.ConnAckPacket, int] |
         raise Malformed("CONNACK too large", Code.PACKET_TOO_LARGE)
     if end > len(buffer):
         return None
-    packet = read_packet(memoryview(buffer)[:end])
+    packet = read_packet(buffer[:end])
     assert isinstance(packet, mqtt5.ConnAckPacket)
     return packet, end
 
