@@ -14,8 +14,10 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import parse_qs
+
+from gateway.value import Value
 
 OPEN: Final = "0"
 CLOSE: Final = "1"
@@ -36,11 +38,14 @@ class Malformed(Exception):
     """What the peer sent is not Engine.IO of its generation."""
 
 
-class Packet(NamedTuple):
+class Packet(Value):
     """One Engine.IO packet. Only a MESSAGE carries bytes."""
 
-    kind: str
-    data: str | bytes = ""
+    __slots__ = ("data", "kind")
+
+    def __init__(self, kind: str, data: str | bytes = "") -> None:
+        self.kind: Final = kind
+        self.data: Final = data
 
 
 _BARE: Final = {kind: Packet(kind) for kind in KINDS}  # all heartbeats are two of these

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
-import msgspec
+from gateway.value import Value
 
 
 class CloseReason(StrEnum):
@@ -48,44 +48,64 @@ class Transport(StrEnum):
     WEBSOCKET = "websocket"
 
 
-class Deliver(msgspec.Struct, frozen=True):
+class Deliver(Value):
     """Hand a message to the application."""
 
-    data: str | bytes
+    __slots__ = ("data",)
+
+    def __init__(self, data: str | bytes) -> None:
+        self.data: Final = data
 
 
-class Write(msgspec.Struct, frozen=True):
+class Write(Value):
     """Write a frame to the WebSocket that carries the session."""
 
-    frame: str | bytes
+    __slots__ = ("frame",)
+
+    def __init__(self, frame: str | bytes) -> None:
+        self.frame: Final = frame
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(Value):
     """Answer the parked poll with what `take` gives."""
 
+    __slots__ = ()
 
-class WriteProbe(msgspec.Struct, frozen=True):
+
+class WriteProbe(Value):
     """Write a frame to the WebSocket that probes."""
 
-    frame: str | bytes
+    __slots__ = ("frame",)
+
+    def __init__(self, frame: str | bytes) -> None:
+        self.frame: Final = frame
 
 
-class Switch(msgspec.Struct, frozen=True):
+class Switch(Value):
     """The WebSocket that probes carries the session from here on."""
 
+    __slots__ = ()
 
-class DropProbe(msgspec.Struct, frozen=True):
+
+class DropProbe(Value):
     """Close the WebSocket that probes."""
 
+    __slots__ = ()
 
-class Closed(msgspec.Struct, frozen=True):
+
+class Closed(Value):
     """Tell the application, and close the WebSocket that carries the session."""
 
-    reason: CloseReason
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: CloseReason) -> None:
+        self.reason: Final = reason
 
 
-class Forget(msgspec.Struct, frozen=True):
+class Forget(Value):
     """No request may find the session any more; a poll that is being answered still is."""
+
+    __slots__ = ()
 
 
 Effect = Deliver | Write | Answer | WriteProbe | Switch | DropProbe | Closed | Forget

@@ -255,7 +255,7 @@ class Session:
         """A packet has come over the WebSocket that probes."""
         if not self.probing:
             return NOTHING
-        if packet == (PING, "probe"):
+        if packet.kind == PING and packet.data == "probe":
             self._noop_at = now + NOOP_EVERY_S
             return (WriteProbe(PONG + "probe"),)
         return self._switch(now) if packet.kind == UPGRADE else self.probe_lost()

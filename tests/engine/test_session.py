@@ -245,7 +245,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert not self.forgotten or isinstance(effect, Answer)
             self.effects.append(effect)
             match effect:
-                case Write(frame):
+                case Write(frame=frame):
                     assert self.session.transport is Transport.WEBSOCKET
                     self.note(decode_frame(self.session.generation, frame))
                 case Answer():
