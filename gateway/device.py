@@ -114,7 +114,7 @@ class Device:
         for observer in self._around.observers:
             observer.observe(self.serial, fact, effects, now)
         for effect in effects:
-            if type(effect) is not f.Conclude:  # which only says what became of a command
+            if not isinstance(effect, f.Conclude):  # which only says what became of a command
                 self._carry_out(effect)
         if flush and effects and self.link is not None:
             self.link.flush()
@@ -126,16 +126,15 @@ class Device:
 
     def link_event(self, event: LinkEvent) -> None:
         """Turn what the link says into facts."""
-        match event:
-            case Received():
-                self._received(event)
-            case Published():
-                self._published(event)
-            case Settled():
-                self.handle(f.Settled(event.delivery), flush=False)
-            case _:
-                self._around.metrics.links.observe(event, "device")
-                self._changed_link(event)
+        if isinstance(event, Received):
+            self._received(event)
+        elif isinstance(event, Published):
+            self._published(event)
+        elif isinstance(event, Settled):
+            self.handle(f.Settled(event.delivery), flush=False)
+        else:
+            self._around.metrics.links.observe(event, "device")
+            self._changed_link(event)
 
     def _published(self, event: Published) -> None:
         link = self.link
@@ -268,24 +267,23 @@ class Device:
 
     def _carry_out(self, effect: f.Effect) -> None:
         """Do what an effect says; those that are only to be counted ask for nothing."""
-        match effect:
-            case f.Emit():
-                command = effect.command
-                self._around.sockets.emit(effect.socket, command.event.name, command.args, effect.emit_id)
-            case f.Publish() if self.link is not None:
-                self.link.publish(effect.message, effect.token, effect.droppable)
-            case f.Publish():
-                self._around.node_link.publish(effect.message)
-            case f.Puback() if self.link is not None:
-                self.link.puback(effect.delivery, confirm=effect.confirm)
-            case f.Reply():
-                self._around.sockets.reply(effect.socket, effect.ack_id, effect.args)
-            case f.Relay():
-                self._around.node_link.relay(effect.socket, effect.room, effect.event, effect.message)
-            case f.Drop():
-                self._around.sockets.close(effect.socket, CloseReason(effect.reason))
-            case f.Ignore():
-                log.debug("ignored: %s", effect.what)
+        if isinstance(effect, f.Emit):
+            command = effect.command
+            self._around.sockets.emit(effect.socket, command.event.name, command.args, effect.emit_id)
+        elif isinstance(effect, f.Publish) and self.link is not None:
+            self.link.publish(effect.message, effect.token, effect.droppable)
+        elif isinstance(effect, f.Publish):
+            self._around.node_link.publish(effect.message)
+        elif isinstance(effect, f.Puback) and self.link is not None:
+            self.link.puback(effect.delivery, confirm=effect.confirm)
+        elif isinstance(effect, f.Reply):
+            self._around.sockets.reply(effect.socket, effect.ack_id, effect.args)
+        elif isinstance(effect, f.Relay):
+            self._around.node_link.relay(effect.socket, effect.room, effect.event, effect.message)
+        elif isinstance(effect, f.Drop):
+            self._around.sockets.close(effect.socket, CloseReason(effect.reason))
+        elif isinstance(effect, f.Ignore):
+            log.debug("ignored: %s", effect.what)
 
     def _arm(self) -> None:
         """Keep one timer at the session's deadline; a timer that is early only looks again."""

@@ -86,38 +86,37 @@ class DeviceSession:
 
     def handle(self, fact: f.Fact, now: float) -> list[f.Effect]:
         """Take one fact at `now` (monotonic seconds); return what must be done, in order."""
-        match fact:
-            case f.Command():
-                self._deliveries.command(fact, now)
-            case f.Acked() if fact.socket == self._socket:
-                self._deliveries.acked(fact.emit_id, fact.args, now)
-            case f.Settled():
-                self._deliveries.settled(fact.delivery, now)
-            case f.Published():
-                self._published(fact, now)
-            case f.Emitted() if fact.socket == self._socket:
-                self._device_event(fact, now)
-            case f.Replied():
-                self._replied(fact)
-            case f.Ticked():
-                self._tick(now)
-            case f.Attached():
-                self._attach(fact, now)
-            case f.Released():
-                self._deliveries.release(now)
-            case f.Adopted():
-                self._adopt(fact.at)
-            case f.Lost() if fact.socket == self._socket:
-                self._lose(fact, now)
-            case f.LinkOpened():
-                self._open_link(fact.resumed, now)
-            case f.LinkLost():
-                self._link_open = False
-                self._deliveries.link_lost(now)
-            case f.Moved():
-                self._move(now)
-            case _:  # of a socket that is no longer the device: compare and delete
-                self._effects.append(f.Ignore("stale_socket"))
+        if isinstance(fact, f.Command):
+            self._deliveries.command(fact, now)
+        elif isinstance(fact, f.Acked) and fact.socket == self._socket:
+            self._deliveries.acked(fact.emit_id, fact.args, now)
+        elif isinstance(fact, f.Settled):
+            self._deliveries.settled(fact.delivery, now)
+        elif isinstance(fact, f.Published):
+            self._published(fact, now)
+        elif isinstance(fact, f.Emitted) and fact.socket == self._socket:
+            self._device_event(fact, now)
+        elif isinstance(fact, f.Replied):
+            self._replied(fact)
+        elif isinstance(fact, f.Ticked):
+            self._tick(now)
+        elif isinstance(fact, f.Attached):
+            self._attach(fact, now)
+        elif isinstance(fact, f.Released):
+            self._deliveries.release(now)
+        elif isinstance(fact, f.Adopted):
+            self._adopt(fact.at)
+        elif isinstance(fact, f.Lost) and fact.socket == self._socket:
+            self._lose(fact, now)
+        elif isinstance(fact, f.LinkOpened):
+            self._open_link(fact.resumed, now)
+        elif isinstance(fact, f.LinkLost):
+            self._link_open = False
+            self._deliveries.link_lost(now)
+        elif isinstance(fact, f.Moved):
+            self._move(now)
+        else:  # of a socket that is no longer the device: compare and delete
+            self._effects.append(f.Ignore("stale_socket"))
         effects = self._effects[:]
         self._effects.clear()
         return effects

@@ -74,20 +74,20 @@ class SessionMetrics:
         Returns what observes how long the gateway took, from reading what the step is about until its effects are
         carried out; None for a step whose time says nothing.
         """
-        if type(fact) is f.Acked:
-            if len(effects) == 2 and type(effects[1]) is f.Publish:
+        if isinstance(fact, f.Acked):
+            if len(effects) == 2 and isinstance(effects[1], f.Publish):
                 effect = effects[0]
-                if type(effect) is f.Conclude and effect.emitted_at == effect.received_at and effect.online:
+                if isinstance(effect, f.Conclude) and effect.emitted_at == effect.received_at and effect.online:
                     command, outcome = effect.command, effect.outcome
                     if outcome.status == "acked" and not outcome.late and command.answer.traceparent is None:
                         self._events.get(command.event.name, self._other).prompt.observe(now - effect.received_at)
                         return self._publish_overhead
-        elif type(fact) is f.Published:
-            if len(effects) == 1 and type(effects[0]) is f.Puback:
+        elif isinstance(fact, f.Published):
+            if len(effects) == 1 and isinstance(effects[0], f.Puback):
                 return None
-        elif type(fact) is f.Command and len(effects) == 1:
+        elif isinstance(fact, f.Command) and len(effects) == 1:
             effect = effects[0]
-            if type(effect) is f.Emit and effect.command is fact:
+            if isinstance(effect, f.Emit) and effect.command is fact:
                 self._events.get(fact.event.name, self._other).at_once.n += 1
                 return self._emit_overhead
         for effect in effects:
@@ -110,16 +110,16 @@ class SessionMetrics:
             return None
         self._events.get(fact.event.name, self._other).commands.n += 1
         for effect in effects:
-            if type(effect) is f.Emit and effect.command is fact:
+            if isinstance(effect, f.Emit) and effect.command is fact:
                 return self._emit_overhead
         return None
 
     def _acked(self, _: f.Acked, effects: list[f.Effect]) -> Histogram | None:
-        return self._publish_overhead if effects and type(effects[0]) is f.Conclude else None
+        return self._publish_overhead if effects and isinstance(effects[0], f.Conclude) else None
 
     def _emitted(self, fact: f.Emitted, effects: list[f.Effect]) -> Histogram | None:
         self._events.get(fact.event, self._other).received.n += 1
-        if not (effects and type(effects[0]) is f.Publish):
+        if not (effects and isinstance(effects[0], f.Publish)):
             return None
         if fact.ack_id is not None:
             self._questions.n += 1

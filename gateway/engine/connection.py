@@ -285,26 +285,25 @@ class Connection:
         return pending
 
     def _carry_out(self, effect: Effect) -> Pending:
-        match effect:
-            case Write():
-                if self._socket is not None and not self._socket.write(effect.frame):
-                    self.close(CloseReason.SLOW)
-            case Deliver():
-                return self._call(effect.data)
-            case Answer():
-                self._answer()
-            case WriteProbe():
-                self._write_probe(effect)
-            case Switch():
-                self._switch()
-            case DropProbe():
-                self._drop_probe()
-            case Closed():
-                self._closed(effect)
-            case Forget():
-                self._app.forget(self)
-            case _:
-                assert_never(effect)
+        if isinstance(effect, Write):
+            if self._socket is not None and not self._socket.write(effect.frame):
+                self.close(CloseReason.SLOW)
+        elif isinstance(effect, Deliver):
+            return self._call(effect.data)
+        elif isinstance(effect, Answer):
+            self._answer()
+        elif isinstance(effect, WriteProbe):
+            self._write_probe(effect)
+        elif isinstance(effect, Switch):
+            self._switch()
+        elif isinstance(effect, DropProbe):
+            self._drop_probe()
+        elif isinstance(effect, Closed):
+            self._closed(effect)
+        elif isinstance(effect, Forget):
+            self._app.forget(self)
+        else:
+            assert_never(effect)
         return None
 
     def _answer(self) -> None:
