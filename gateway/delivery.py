@@ -8,6 +8,7 @@ waits until the broker has read the PUBACK.
 import enum
 import heapq
 from collections import OrderedDict
+from math import inf
 from typing import Any, Final
 
 from gateway import facts as f
@@ -55,7 +56,7 @@ class Deliveries:
     __slots__ = (
         "_effects", "_emitted", "_emitted_bytes", "_held", "_late", "_limits", "_link_lost_at", "_link_open",
         "_next_emit", "_next_order", "_node", "_open", "_open_bytes", "_outcomes", "_queue", "_serial", "_shared",
-        "_socket", "_timers", "_unsettled",
+        "_socket", "_timers", "_unsettled", "soonest",
     )  # fmt: skip
 
     def __init__(self, serial: str, node: str, limits: Limits, shared: Shared, effects: list[f.Effect]) -> None:
@@ -76,6 +77,7 @@ class Deliveries:
         self._timers: list[tuple[float, int, _Job]] = []  # heap; stale where the time is not the job's wake_at
         self._late: OrderedDict[int, _Job] = OrderedDict()  # emit id → command that timed out
         self._next_emit = self._next_order = 0
+        self.soonest = inf  # no command waits for a time before this
 
     def __len__(self) -> int:
         """How many commands have no final outcome yet."""
@@ -159,13 +161,12 @@ class Deliveries:
     def acked(self, emit_id: int, args: Args, now: float) -> None:
         """The current socket acked an emission."""
         job = self._emitted.get(emit_id)
-        late = self._late.pop(emit_id, None) if job is None else None
         if job is not None:
             data, problem = job.command.event.read_ack(args)
             self._finish(job, now, "nacked" if problem else "acked", data, problem, job.emit_ids[emit_id])
             if self._queue:
                 self._pump(now)
-        elif late is not None:
+        elif (late := self._late.pop(emit_id, None)) is not None:
             for other in late.emit_ids:
                 self._late.pop(other, None)
             data, problem = late.command.event.read_ack(args)
@@ -195,13 +196,10 @@ class Deliveries:
         timers = self._timers
         while timers and timers[0][0] <= now:
             wake_at, _, job = heapq.heappop(timers)
-            if wake_at != job.wake_at:
-                continue
-            if job.state is _State.EMITTED:
-                self._time_out(job, now)
-            else:
-                self._expire(job, now)
+            if wake_at == job.wake_at:
+                self._time_out(job, now) if job.state is _State.EMITTED else self._expire(job, now)
         self._pump(now)
+        self.soonest = self._timers[0][0] if self._timers else inf
 
     def attach(self, socket: int, now: float, *, held: bool) -> None:
         """Emit to this socket from now on, beginning with what waited; `held`: not before `release`."""
@@ -276,15 +274,14 @@ class Deliveries:
 
     def _pump(self, now: float) -> None:
         """Emit what may be emitted, in order; the first that must wait holds up the rest."""
-        queue = self._queue
-        while queue and self._socket is not None and not self._held:
-            job = next(iter(queue.values()))
+        while self._queue and self._socket is not None and not self._held:
+            job = next(iter(self._queue.values()))
             if job.expires_at <= now:
                 self._expire(job, now)
             elif self._emitted and self._emitted_bytes + job.command.size_bytes > self._limits.max_emitted_bytes:
                 break  # the next ack goes on: the device would be closed as slow for what we pile up
             elif self._may_emit(job):
-                del queue[job.order]
+                del self._queue[job.order]
                 self._emit(job, self._socket, now)
             else:
                 break
@@ -340,6 +337,7 @@ class Deliveries:
 
     def _wake(self, job: _Job, at: float) -> None:
         job.wake_at = at
+        self.soonest = min(self.soonest, at)
         heapq.heappush(self._timers, (at, job.order, job))
         if len(self._timers) > 2 * self._open + REMEMBERED:  # mostly stale: drop the finished, keep it bounded
             self._timers = [timer for timer in self._timers if timer[0] == timer[2].wake_at]
@@ -362,6 +360,8 @@ class Deliveries:
         for emit_id in job.emit_ids:
             self._emitted.pop(emit_id, None)
         self._hold(-1, -job.command.size_bytes)
+        if not self._open:
+            self._timers.clear()
         outcome = self._outcome(job, now, status, data, error)
         self._effects.append(f.Conclude(job.command, outcome, job.since, job.online, emitted_at))
         self._outcomes.conclude(outcome, job.command, job.delivery, job.expires_at)

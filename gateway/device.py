@@ -9,6 +9,7 @@ import logging
 import random
 import secrets
 from collections.abc import Callable
+from math import inf
 from time import monotonic, time
 from typing import Final
 
@@ -72,7 +73,7 @@ class Device:
             serial, around.life, around.topics, around.catalog, around.limits, around.shared, secrets.token_hex(4)
         )
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0  # uvloop's handles do not say, where the time has passed
+        self._timer_at = inf  # uvloop's handles do not say, where the time has passed
         self._park: asyncio.TimerHandle | None = None
         self._change: asyncio.Future[None] | None = None  # resolved when something may have changed
         self._ready = False  # commands reach us: the broker granted the subscriptions
@@ -104,11 +105,11 @@ class Device:
         return self.link is not None
 
     def handle(self, fact: f.Fact, read_at: float | None = None, *, flush: bool = True) -> None:
-        """Hand a fact to the session and carry out what it wants; `read_at`: when it was read from the network.
+        """Hand a fact to the session and carry out what it wants; `read_at`: when it was read, if it was.
 
         Without `flush` the link writes what is for the broker: it does so after the events of each read.
         """
-        now = monotonic()
+        now = monotonic() if read_at is None else read_at
         effects = self._session.handle(fact, now)
         overhead = self._around.metrics.sessions.observe(fact, effects, now)
         for observer in self._around.observers:
@@ -137,13 +138,13 @@ class Device:
             self._changed_link(event)
 
     def _published(self, event: Published) -> None:
-        link = self.link
-        self._around.metrics.links.published(event, monotonic() if link is None else link.read_at)
+        read_at = monotonic() if self.link is None else self.link.read_at
+        self._around.metrics.links.published(event, read_at)
         if event.token is None:
             return
         if event.code >= FAILED:
             log.warning("publish refused by the broker", extra={"serial": self.serial, "code": event.code})
-        self.handle(f.Published(event.token, event.code), flush=False)
+        self.handle(f.Published(event.token, event.code), read_at, flush=False)
 
     def _changed_link(self, event: LinkEvent) -> None:
         match event:
@@ -286,17 +287,17 @@ class Device:
             log.debug("ignored: %s", effect.what)
 
     def _arm(self) -> None:
-        """Keep one timer at the session's deadline; a timer that is early only looks again."""
-        deadline = self._session.deadline
-        if self.link is None or deadline is None or (self._timer is not None and self._timer_at <= deadline):
+        """Keep one timer at the session's deadline, or before it: one that is early only looks again."""
+        soonest = self._session.soonest
+        if soonest >= self._timer_at or self.link is None:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer_at = deadline
-        self._timer = self._loop.call_at(deadline + TIMER_GRAIN_S, self._tick)
+        self._timer_at = soonest
+        self._timer = self._loop.call_at(soonest + TIMER_GRAIN_S, self._tick)
 
     def _tick(self) -> None:
-        self._timer = None
+        self._timer, self._timer_at = None, inf
         self.handle(f.Ticked())
 
     def _move(self, event: Closed) -> None:

@@ -84,6 +84,13 @@ class DeviceSession:
         asked_until = next(iter(self._questions.values()))[1]
         return asked_until if deadline is None else min(deadline, asked_until)
 
+    @property
+    def soonest(self) -> float:
+        """A time no later than `deadline`, known at once: until then there is no need to look; inf: never."""
+        if not self._questions:
+            return self._deliveries.soonest
+        return min(self._deliveries.soonest, next(iter(self._questions.values()))[1])
+
     def handle(self, fact: f.Fact, now: float) -> list[f.Effect]:
         """Take one fact at `now` (monotonic seconds); return what must be done, in order."""
         if isinstance(fact, f.Command):

@@ -6,6 +6,7 @@ attachments, and events and acks handed over without a task each.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qsl
 
@@ -41,6 +42,7 @@ MAX_ATTACHMENTS: Final = 10
 BAD_PACKET: Final = (ValueError, TypeError, LookupError, AttributeError, RecursionError, DecodeError)
 _CONNECT: Final = "0"  # to `/`, without a word
 _MAX_DIGITS: Final = 15  # of an id
+_NAMES: Final = 1024  # of events that are remembered
 
 Said = tuple[int, str | None, int | None, Any]  # kind, namespace, id, and its list, or who joins
 
@@ -184,14 +186,18 @@ def plain(text: str) -> int:
 
 def encode_event(name: str, args: Args, id: int | None = None) -> str | list[str | bytes]:
     """An event of `/` as `Packet.encode` returns it, made without an encoder for what a service says as a rule."""
-    if len(args) == 1 and isinstance(args[0], Raw) and _is_plain(name):
-        return f'{EVENT}{"" if id is None else id}["{name}",{to_ascii(str(args[0], "utf-8"))}]'
+    if len(args) == 1 and isinstance(args[0], Raw):
+        text = str(args[0], "utf-8")
+        if not text.isascii():
+            text = to_ascii(text)
+        return f"{EVENT}{'' if id is None else id}[{_quoted(name)},{text}]"
     return encode(EVENT, [name, *args], id)
 
 
-def _is_plain(name: str) -> bool:
-    """Whether JSON has a text as it is."""
-    return name.isascii() and name.isprintable() and '"' not in name and "\\" not in name
+@lru_cache(_NAMES)
+def _quoted(name: str) -> str:
+    """The name of an event as JSON, in ASCII."""
+    return to_ascii(msgspec.json.encode(name).decode())
 
 
 def encode(kind: int, data: list[Any], id: int | None = None) -> str | list[str | bytes]:

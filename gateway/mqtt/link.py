@@ -295,7 +295,7 @@ class Link:
             self.read_at = monotonic()
             if events := self._session.receive(data):
                 self._deliver(events)
-            self.flush()
+            self.flush(self.read_at)
 
     def cut(self, connection: Connection, reason: str) -> None:
         """Note the end of a transport; only that of the current one matters."""
@@ -353,11 +353,11 @@ class Link:
 
     # --- messages: written by flush(), several in one write
 
-    def flush(self) -> None:
-        """Write what is due; the link does so itself after each event it delivers from the broker."""
+    def flush(self, now: float | None = None) -> None:
+        """Write what is due, `now` if it is known; the link does so itself after the events of each read."""
         connection = self._current
         if connection is not None and connection.writable:
-            if data := self._session.output(monotonic()):
+            if data := self._session.output(monotonic() if now is None else now):
                 connection.write(data)
         else:
             self._session.hold()
