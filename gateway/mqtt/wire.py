@@ -129,43 +129,57 @@ def write_publish(message: Message, packet_id: int | None, duplicate: bool) -> b
         return None
     if not _is_writable(message):
         return None
+    head: list[bytes] = []
+    properties: list[bytes] = []
     try:
-        properties = _publish_properties(message)
-        header = _text(topic)
-        if packet_id:
-            header += packet_id.to_bytes(2, "big")
+        size = _add_text(head, topic)
+        properties_size = _add_publish_properties(properties, message)
     except (UnicodeEncodeError, OverflowError):  # a lone surrogate, a field out of range
         return None
-    size = _variable(len(properties))
-    rest = _variable(len(header) + len(size) + len(properties) + len(message.payload))
+    if packet_id:
+        head.append(packet_id.to_bytes(2, "big"))
+        size += 2
+    before = _variable(properties_size)
+    rest = _variable(size + len(before) + properties_size + len(message.payload))
     flags = PUBLISH | (0x08 if duplicate else 0) | (0x02 if packet_id else 0) | (0x01 if message.retain else 0)
-    return b"".join([flags.to_bytes(1, "big"), rest, header, size, properties, message.payload])
+    return b"".join([flags.to_bytes(1, "big"), rest, *head, before, *properties, message.payload])
 
 
 def _has_wildcard(topic: str) -> bool:
     return "+" in topic or "#" in topic
 
 
-def _publish_properties(message: Message) -> bytes:
-    """The properties of a PUBLISH (3.3.2.3), in the order of their identifiers."""
-    parts: list[bytes] = []
+def _add_publish_properties(parts: list[bytes], message: Message) -> int:
+    """The properties of a PUBLISH (3.3.2.3), in the order of their identifiers; their size. Raises as `_add_text`."""
+    size = 0
     if message.expiry_s is not None:
-        parts += (b"\x02", message.expiry_s.to_bytes(4, "big"))
+        parts.append(b"\x02")
+        parts.append(message.expiry_s.to_bytes(4, "big"))
+        size += 5
     if message.content_type is not None:
-        parts += (b"\x03", _text(message.content_type))
+        parts.append(b"\x03")
+        size += 1 + _add_text(parts, message.content_type)
     if message.response_topic is not None:
-        parts += (b"\x08", _text(message.response_topic))
+        parts.append(b"\x08")
+        size += 1 + _add_text(parts, message.response_topic)
     if message.correlation is not None:
-        parts += (b"\x09", len(message.correlation).to_bytes(2, "big"), message.correlation)
+        parts.append(b"\x09")
+        size += 1 + _add_binary(parts, message.correlation)
     for name, value in message.user_properties:
-        parts += (b"\x26", _text(name), _text(value))
-    return b"".join(parts)
+        parts.append(b"\x26")
+        size += 1 + _add_text(parts, name) + _add_text(parts, value)
+    return size
 
 
-def _text(text: str) -> bytes:
-    """UTF-8 with its length in front (1.5.4). Raises OverflowError."""
-    data = text.encode()
-    return len(data).to_bytes(2, "big") + data
+def _add_text(parts: list[bytes], text: str) -> int:
+    """UTF-8 with its length in front (1.5.4); its size. Raises UnicodeEncodeError and OverflowError."""
+    return _add_binary(parts, text.encode())
+
+
+def _add_binary(parts: list[bytes], data: bytes) -> int:
+    parts.append(len(data).to_bytes(2, "big"))
+    parts.append(data)
+    return 2 + len(data)
 
 
 def _variable(number: int) -> bytes:
