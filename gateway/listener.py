@@ -1,6 +1,7 @@
 """One HTTP port: an aiohttp application on it, with or without TLS, and watched connections."""
 
 import os
+import socket
 from asyncio import Server, get_running_loop
 from collections.abc import Callable
 from functools import partial
@@ -86,13 +87,18 @@ class Listener:
         loop = get_running_loop()
         if isinstance(where, Path):
             return await loop.create_unix_server(peers, where, backlog=BACKLOG)
-        return await loop.create_server(
+        server = await loop.create_server(
             partial(Arrival, peers, self._tls) if self._tls else peers,
             where.host,
             where.port,
             backlog=BACKLOG,
             reuse_port=self._shared or None,
+            start_serving=False,
         )
+        for listening in server.sockets:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # connections inherit it
+        await server.start_serving()
+        return server
 
     async def stop_accepting(self) -> None:
         """Take no more connections; those that are there go on."""

@@ -15,7 +15,6 @@ from typing import Any, Final, cast
 
 import msgspec
 from aiohttp import web
-from aiohttp.tcp_helpers import tcp_keepalive
 
 from gateway.admission import Refusal
 from gateway.alarms import Alarms
@@ -61,7 +60,6 @@ class Caller(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
-        tcp_keepalive(self._transport)
         self.address = _address(transport.get_extra_info("peername"))
         if self.handshake is not None:
             self._peers.leave(self)  # it waits for a request now
@@ -211,7 +209,7 @@ class Peers:
             auto_decompress=False,  # no client compresses what it posts, and 65 KB of a stranger's would become 64 MB
             max_headers=MAX_HEADERS,
             lingering_time=LINGER_S,
-            tcp_keepalive=False,  # it is on
+            tcp_keepalive=False,  # it is on: see `Listener`
         )
         transport.set_protocol(peer)
         peer.connection_made(transport)

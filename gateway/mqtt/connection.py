@@ -1,7 +1,6 @@
 """One transport to the broker: it proves itself by its CONNACK, then serves its link until it is detached."""
 
 import asyncio
-import socket
 import ssl
 from contextlib import suppress
 from typing import Protocol, cast
@@ -45,11 +44,8 @@ class Connection(asyncio.Protocol):
         self.paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.Protocol`."""
+        """See `asyncio.Protocol`; the loop has set TCP_NODELAY."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
