@@ -9,6 +9,7 @@ import logging
 import random
 import secrets
 from collections.abc import Callable
+from functools import lru_cache
 from math import inf
 from time import monotonic, time
 from typing import Final
@@ -17,7 +18,7 @@ import msgspec
 
 from gateway import facts as f
 from gateway.alarms import TIMER_GRAIN_S
-from gateway.bodies import Presence
+from gateway.bodies import Life, Presence
 from gateway.engine.effects import CloseReason
 from gateway.mqtt import (
     Closed,
@@ -56,7 +57,7 @@ class Device:
     """
 
     __slots__ = (
-        "_around", "_change", "_gone", "_loop", "_park", "_ready", "_session", "_timer", "_timer_at", "claims", "link",
+        "_around", "_changes", "_gone", "_loop", "_park", "_ready", "_session", "_timer", "_timer_at", "claims", "link",
         "serial", "used",
     )  # fmt: skip
 
@@ -75,7 +76,7 @@ class Device:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf  # uvloop's handles do not say, where the time has passed
         self._park: asyncio.TimerHandle | None = None
-        self._change: asyncio.Future[None] | None = None  # resolved when something may have changed
+        self._changes: tuple[asyncio.Future[None], ...] = ()  # who waits for something to change
         self._ready = False  # commands reach us: the broker granted the subscriptions
         links = around.links
         self.link: Link | None = Link(
@@ -99,9 +100,7 @@ class Device:
     async def ready(self) -> bool:
         """Wait, for as long as the broker is away, until the link serves the device; False if it is gone for good."""
         while self.link is not None and not self._ready:
-            if self._change is None:
-                self._change = self._loop.create_future()
-            await asyncio.wait({self._change})
+            await self._next_change()
         return self.link is not None
 
     def handle(self, fact: f.Fact, read_at: float | None = None, *, flush: bool = True) -> None:
@@ -121,7 +120,7 @@ class Device:
             self.link.flush()
         if overhead is not None and read_at is not None:
             overhead.observe(monotonic() - read_at)
-        if self._change is not None and not self._session.in_flight:
+        if self._changes and not self._session.in_flight:
             self._changed()  # somebody waits: for the link, or for the last ack
         self._arm()
 
@@ -217,9 +216,7 @@ class Device:
     async def drain(self, until: float, reason: CloseReason = CloseReason.SHUTDOWN) -> None:
         """Wait for the acks under way, no longer than `until` (loop time); then let socket and link go."""
         while self._session.in_flight and self._loop.time() < until and self.link is not None:
-            if self._change is None:
-                self._change = self._loop.create_future()
-            await asyncio.wait({self._change}, timeout=until - self._loop.time())
+            await asyncio.wait({self._next_change()}, timeout=until - self._loop.time())
         socket = self._session.socket
         if socket is not None:
             self._around.sockets.close(socket, reason)
@@ -345,16 +342,28 @@ class Device:
         ours = self._session.presence or Presence(False, around.life.node)
         return not around.node_link.displaced and (theirs is None or not theirs.is_newer_than(ours, around.life))
 
+    def _next_change(self) -> asyncio.Future[None]:
+        """Resolved when something may have changed; the caller's own, who may cancel it."""
+        change: asyncio.Future[None] = self._loop.create_future()
+        self._changes = (*(other for other in self._changes if not other.done()), change)
+        return change
+
     def _changed(self) -> None:
-        change, self._change = self._change, None
-        if change is not None and not change.done():
-            change.set_result(None)
+        changes, self._changes = self._changes, ()
+        for change in changes:
+            if not change.done():
+                change.set_result(None)
+
+
+@lru_cache(maxsize=1)
+def _gone(life: Life) -> bytes:
+    """What the broker is to say of a device when the node is gone: the same for all."""
+    return msgspec.json.encode(Presence(False, life.node, reason="gateway-lost", started=life.started))
 
 
 def _link_options(serial: str, around: Surroundings) -> Options:
     topics, links = around.topics, around.links
-    gone = Presence(False, around.life.node, reason="gateway-lost", started=around.life.started)
-    will = Message(topics.presence(serial), msgspec.json.encode(gone), qos=1, retain=True, content_type=JSON_TYPE)
+    will = Message(topics.presence(serial), _gone(around.life), qos=1, retain=True, content_type=JSON_TYPE)
     return Options(
         client_id=client_id(topics.prefix, serial),
         subscriptions=(

@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from contextlib import suppress
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import mqtt5
 
@@ -131,10 +131,17 @@ class Connection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.close()
 
-    def _decide(self, verdict: Verdict) -> None:
+    def expire(self, attempt: "asyncio.Task[Any] | None") -> None:
+        """End a connection that has not proved itself in time; the attempt, too, where it is not even connected."""
         if self._verdict is not None:
-            self._verdict.set_result(verdict)
-            self._verdict = None
+            self.detach(Unavailable("no answer in time"))
+            if self.transport is None and attempt is not None:
+                attempt.cancel()
+
+    def _decide(self, verdict: Verdict) -> None:
+        decided, self._verdict = self._verdict, None
+        if decided is not None and not decided.done():  # the attempt may have been cancelled
+            decided.set_result(verdict)
 
 
 async def connect_transport(address: BrokerUrl, tls: ssl.SSLContext | None, connection: Connection) -> None:

@@ -1,9 +1,8 @@
 """The transport of one session: connects, proves itself, reconnects, and hands events to its owner in order.
 
-Every connection attempt proves itself by its CONNACK and is then promoted in place of the current one; the
-callbacks of any other connection touch nothing. One attempt is made at a time, and one that fails changes nothing.
-Tasks exist only while the link connects or waits to. What a message means, and whether a lost session is worth
-fighting for, is the owner's.
+Every connection attempt proves itself by its CONNACK and is then promoted in place of the current one; the callbacks of
+any other connection touch nothing. One attempt is made at a time, and one that fails changes nothing. Tasks exist only
+while the link connects or waits to. What a message means, and whether a lost session is worth a fight, is the owner's.
 """
 
 import asyncio
@@ -226,16 +225,21 @@ class Link:
 
     async def _try(self, credentials: Credentials) -> Verdict:
         """Let one new connection prove itself; it is current when the verdict is Opened, else closed."""
-        verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        verdict: asyncio.Future[Verdict] = loop.create_future()
         connection, reason = Connection(self, verdict), "closed"
+        timer = loop.call_later(self._connect_timeout_s, connection.expire, task)  # asyncio.timeout costs five of it
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                await connect_transport(self._address, self._tls, connection)
-                connection.write(self._session.opening(credentials))
-                await asyncio.wait({verdict})
+            await connect_transport(self._address, self._tls, connection)
+            connection.write(self._session.opening(credentials))
+            await verdict
         except (OSError, UnicodeError) as error:  # UnicodeError: no host name
-            reason = str(error) or "no answer in time"
+            reason = str(error)
+        except asyncio.CancelledError:
+            if connection.transport is not None or not verdict.done() or task is None or task.uncancel():
+                raise  # it is not only late
         finally:
+            timer.cancel()
             if connection is not self._current:  # a promotion may be faster than a timeout or a cancellation
                 connection.detach(Unavailable(reason))
         if isinstance(verdict.result(), Opened):

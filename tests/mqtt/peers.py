@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -52,6 +53,8 @@ def make_link(
     credentials: Credentials | None = None,
     may_reconnect: Callable[[], Awaitable[bool]] | None = None,
     uniform: Callable[[float, float], float] = random.uniform,
+    connect_timeout_s: float = 5,
+    tls: ssl.SSLContext | None = None,
     **options: object,
 ) -> Link:
     settings: dict[str, object] = {"client_id": "d-1", "subscriptions": COMMANDS, "session_expiry_s": 60} | options
@@ -62,7 +65,8 @@ def make_link(
         owner,
         alarms=link_alarms(),
         backoff=BACKOFF,
-        connect_timeout_s=5,
+        connect_timeout_s=connect_timeout_s,
+        tls=tls,
         may_reconnect=may_reconnect,
         uniform=uniform,
     )

@@ -1,6 +1,7 @@
 """The link on a real broker, and on one that the test plays."""
 
 import asyncio
+import ssl
 from collections.abc import Callable
 
 import pytest
@@ -178,6 +179,29 @@ async def test_a_refused_link_keeps_trying_until_closed(start_broker: Callable[.
     link.open()
     for _ in range(3):
         assert (await owner.expect(Refused)).code >= 0x80
+    await link.close()
+    assert not link.connected
+
+
+async def test_a_broker_that_does_not_answer_is_left_in_time(fake: Fake) -> None:
+    owner = Owner()
+    link = make_link(fake[0], owner, connect_timeout_s=0.05)
+    link.open()
+    for _ in range(2):
+        peer = await next_of(fake[1])
+        assert await owner.expect(Unavailable) == Unavailable("no answer in time")
+        async with asyncio.timeout(10):
+            await peer.lost.wait()
+    await link.close()
+
+
+async def test_a_connection_that_is_not_made_in_time_is_given_up(fake: Fake) -> None:
+    """Its broker never shakes hands for TLS."""
+    owner = Owner()
+    link = make_link(fake[0], owner, connect_timeout_s=0.05, tls=ssl.create_default_context())
+    link.open()
+    for _ in range(2):
+        assert await owner.expect(Unavailable) == Unavailable("no answer in time")
     await link.close()
     assert not link.connected
 
