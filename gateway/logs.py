@@ -44,9 +44,11 @@ class LogHandler(logging.StreamHandler[Any]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, unless there were too many like it; and first how many were not."""
-        self.tell_suppressed()
+        now = time.monotonic()
+        if self._throttle.has_over(now):
+            self.tell_suppressed()
         self.records[LEVELS[min(max(record.levelno // 10 - 1, 0), 3)]] += 1
-        if self._throttle.admits(_key(record), record.levelno, time.monotonic()):
+        if self._throttle.admits(_key(record), record.levelno, now):
             super().emit(record)
         else:
             self.suppressed += 1
@@ -93,6 +95,10 @@ class Throttle:
             window = self._windows[key] = _Window(level, now)
         window.lines += 1
         return window.lines <= self._most
+
+    def has_over(self, now: float) -> bool:
+        """Whether a window is over."""
+        return bool(self._windows) and now - next(iter(self._windows.values())).since >= WINDOW_S
 
     def over(self, now: float, *, anyway: bool = False) -> Iterator[tuple[Key, int, int]]:
         """End the windows that are over, or all; of each that had too many lines its key, level, and how many."""
