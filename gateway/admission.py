@@ -10,10 +10,9 @@ from enum import StrEnum
 from math import ceil
 from typing import Final, Generic, TypeVar
 
-from msgspec import Struct
-
 from gateway.crowd import Crowd
 from gateway.proxies import shared
+from gateway.value import Value
 
 REMEMBERED: Final = 16_384  # addresses, or serials, in each table: about 3 MB when it is full
 REMEMBERED_PAIRS: Final = 65_536  # devices with the address from which they had the right key
@@ -52,24 +51,50 @@ class Refusal(StrEnum):
     ADMIN_TOKEN = "admin-token"  # noqa: S105 - it is none
 
 
-class Refused(Struct, frozen=True):
+class Refused(Value):
     """A handshake that is not taken, and when to come again, in whole seconds."""
 
-    reason: Refusal
-    retry_after_s: int
+    __slots__ = ("reason", "retry_after_s")
+
+    def __init__(self, reason: Refusal, retry_after_s: int) -> None:
+        self.reason: Final = reason
+        self.retry_after_s: Final = retry_after_s
 
 
-class AdmissionLimits(Struct, frozen=True, kw_only=True):
-    """How much is let in; rates are per second, and BURST_S of them may come at once."""
+class AdmissionLimits(Value):
+    """How much is let in; rates are per second, and BURST_S of them may come at once.
 
-    handshakes_per_s: float = 1000.0
-    handshakes_per_address_per_s: float = 50.0
-    max_strangers: int = 10_000
-    max_strangers_per_address: int = 1000
-    max_viewers: int = 10_000
-    max_viewers_per_address: int = 1000
-    max_key_delay_s: float = 10.0
-    """How long one who guesses keys waits at most; shorter than the time to authenticate."""
+    `max_key_delay_s`: how long one who guesses keys waits at most; shorter than the time to authenticate.
+    """
+
+    __slots__ = (
+        "handshakes_per_address_per_s",
+        "handshakes_per_s",
+        "max_key_delay_s",
+        "max_strangers",
+        "max_strangers_per_address",
+        "max_viewers",
+        "max_viewers_per_address",
+    )
+
+    def __init__(
+        self,
+        *,
+        handshakes_per_s: float = 1000.0,
+        handshakes_per_address_per_s: float = 50.0,
+        max_strangers: int = 10_000,
+        max_strangers_per_address: int = 1000,
+        max_viewers: int = 10_000,
+        max_viewers_per_address: int = 1000,
+        max_key_delay_s: float = 10.0,
+    ) -> None:
+        self.handshakes_per_s: Final = handshakes_per_s
+        self.handshakes_per_address_per_s: Final = handshakes_per_address_per_s
+        self.max_strangers: Final = max_strangers
+        self.max_strangers_per_address: Final = max_strangers_per_address
+        self.max_viewers: Final = max_viewers
+        self.max_viewers_per_address: Final = max_viewers_per_address
+        self.max_key_delay_s: Final = max_key_delay_s
 
 
 class Rates(Generic[K]):

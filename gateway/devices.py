@@ -5,7 +5,6 @@ import logging
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from gateway.auth import Authenticator, DeviceKey, Verdict
@@ -74,7 +73,8 @@ class Devices:
             return Verdict.FULL
         if self._around.node_link.displaced:
             return Verdict.MOVED
-        with self._claimed(claim) as device:  # at once: whoever is revoked from here on is found
+        device = self._claimed(claim)  # at once: whoever is revoked from here on is found
+        try:
             if checker is None:
                 verdict = await self._ask(BrokerAuthenticator(device), claim)
                 if verdict is not Verdict.ACCEPTED:
@@ -87,6 +87,8 @@ class Devices:
                 self._count_move(claim.serial)
             welcome(device)
             return Verdict.ACCEPTED
+        finally:
+            self._unclaimed(device)
 
     def revoke(self, serials: Iterable[str]) -> None:
         """Disconnect the devices whose key is no good any more, and drop their links; the broker keeps the sessions."""
@@ -150,9 +152,8 @@ class Devices:
         await asyncio.gather(*self._closing)
         self._devices.clear()
 
-    @contextmanager
-    def _claimed(self, claim: DeviceKey) -> Iterator[Device]:
-        """Have a device to admit to; one that nothing came of is forgotten with its last claim."""
+    def _claimed(self, claim: DeviceKey) -> Device:
+        """Have a device to admit to, until `_unclaimed`."""
         device = self._devices.get(claim.serial)
         if device is None:
             credentials = self._credentials
@@ -160,12 +161,13 @@ class Devices:
                 credentials = Credentials(claim.serial, claim.key.encode())
             device = self._devices[claim.serial] = Device(claim.serial, credentials, self._around, self._forget)
         device.claims += 1
-        try:
-            yield device
-        finally:
-            device.claims -= 1
-            if not device.claims and not device.used:
-                self._forget(device)
+        return device
+
+    def _unclaimed(self, device: Device) -> None:
+        """Forget a device that nothing came of with its last claim."""
+        device.claims -= 1
+        if not device.claims and not device.used:
+            self._forget(device)
 
     async def _ask(self, checker: Authenticator, claim: DeviceKey) -> Verdict:
         """Ask until there is an answer; who gives up cancels it."""

@@ -7,9 +7,8 @@ import base64
 import enum
 from typing import Final, Protocol
 
-import msgspec
-
 from gateway.topics import is_serial
+from gateway.value import Value
 
 MAX_SIGNATURE_CHARS: Final = 1024
 NOT_VALID: Final = "signature not valid."  # 身份验证: the one error text of the document
@@ -19,12 +18,15 @@ class Malformed(ValueError):
     """The device sent no usable signature."""
 
 
-class DeviceKey(msgspec.Struct, frozen=True):
+class DeviceKey(Value):
     """What a device claims, and the address that it claims it from; the key never shows in a repr."""
 
-    serial: str
-    key: str
-    address: str = ""
+    __slots__ = ("address", "key", "serial")
+
+    def __init__(self, serial: str, key: str, address: str = "") -> None:
+        self.serial: Final = serial
+        self.key: Final = key
+        self.address: Final = address
 
     def __repr__(self) -> str:
         return f"DeviceKey(serial={self.serial!r})"

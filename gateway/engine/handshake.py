@@ -8,13 +8,14 @@ its connection is then taken from aiohttp: so no idle device holds a request, a 
 import asyncio
 import base64
 import hashlib
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from aiohttp import EMPTY_PAYLOAD, hdrs, web
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import WS_KEY, HttpRequestParser, RawRequestMessage, ws_ext_gen, ws_ext_parse
+from aiohttp.http import WS_KEY, HttpRequestParser, ws_ext_gen, ws_ext_parse
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy, MultiMapping
+from yarl import URL
 
 from gateway.engine.options import EngineOptions
 from gateway.engine.websocket import WebSocket
@@ -23,7 +24,7 @@ MAX_HEADERS: Final = 100
 KEY_BYTES: Final = 16  # RFC 6455 4.1
 VERSIONS: Final = ("13", "8", "7")
 _BUFFER_BYTES: Final = 65_536  # of bodies, which no handshake has
-
+_SHA1: Final = hashlib.sha1(usedforsecurity=False)  # to be copied: OpenSSL looks for it anew each time; RFC 6455 1.3
 
 Answered = tuple[int, bytes]  # the window of permessage-deflate, 0 for none, and the head of the response
 
@@ -73,13 +74,13 @@ class Handshake:
 
     __slots__ = ("_url", "frames", "headers", "host", "method", "remote", "scheme")
 
-    def __init__(self, message: RawRequestMessage, frames: bytes, transport: asyncio.Transport) -> None:
+    def __init__(self, message: Any, frames: bytes, transport: asyncio.Transport) -> None:
         peer = transport.get_extra_info("peername")
-        self._url = message.url
+        self._url: URL = message.url
         self.frames = frames  # what came after it
-        self.headers = message.headers
-        self.host = message.headers[hdrs.HOST]
-        self.method = message.method
+        self.headers: CIMultiDictProxy[str] = message.headers
+        self.host: str = message.headers[hdrs.HOST]
+        self.method: str = message.method
         self.remote: str | None = peer[0] if isinstance(peer, tuple) else peer
         self.scheme = "http" if transport.get_extra_info("sslcontext") is None else "https"
 
@@ -115,7 +116,9 @@ def read(said: bytes, transport: asyncio.Transport) -> Handshake | None:
     if not line.startswith(b"GET /") or b"transport=websocket" not in line or b"sid=" in line:
         return None  # most likely; aiohttp reads it
     loop = asyncio.get_running_loop()
-    parser = HttpRequestParser(BaseProtocol(loop), loop, _BUFFER_BYTES, max_headers=MAX_HEADERS, auto_decompress=False)
+    base = BaseProtocol(loop)
+    parser: Any  # its messages are said to be tuples, which those of aiohttp's compiled parser are not
+    parser = HttpRequestParser(base, loop, _BUFFER_BYTES, max_headers=MAX_HEADERS, auto_decompress=False)
     try:
         messages, upgraded, frames = parser.feed_data(said)
     except HttpProcessingError:
@@ -134,7 +137,9 @@ def answer(head: Head, options: EngineOptions, cookie: str | None = None) -> Ans
     key = headers.get(hdrs.SEC_WEBSOCKET_KEY, "")
     if not (_asks(headers) and headers.get(hdrs.SEC_WEBSOCKET_VERSION) in VERSIONS and _is_key(key)):
         return None
-    accept = base64.b64encode(hashlib.sha1(key.encode() + WS_KEY).digest()).decode()  # noqa: S324 - RFC 6455 1.3
+    digest = _SHA1.copy()
+    digest.update(key.encode() + WS_KEY)
+    accept = base64.b64encode(digest.digest()).decode()
     more, compress = "", 0
     if options.deflate_websockets_over_bytes is not None:
         compress, no_takeover = _deflation(headers)

@@ -1,8 +1,9 @@
 """HTTP long polling on aiohttp: polls, POSTs, and the shape of every response."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from time import monotonic
-from typing import Final
+from typing import Final, TypeAlias
 
 from aiohttp import web
 
@@ -11,6 +12,8 @@ from gateway.engine.codec import Malformed, decode_jsonp, decode_payload, encode
 from gateway.engine.connection import STRANGER_BYTES, Connection
 from gateway.engine.effects import CloseReason, Transport
 from gateway.engine.options import EngineOptions
+
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 UNKNOWN_TRANSPORT: Final = (0, "Transport unknown")
 UNKNOWN_SID: Final = (1, "Session ID unknown")
@@ -26,6 +29,15 @@ _STATUS: Final = {FORBIDDEN: 403, UNAVAILABLE: 503, TOO_SLOW: 408}
 
 class _TooLarge(Malformed):
     """A body is over its limit."""
+
+
+def handler(serve: Handler) -> Handler:
+    """A coroutine function that serves: aiohttp does not know one that is compiled."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return await serve(request)
+
+    return handle
 
 
 def refuse(error: tuple[int, str]) -> web.Response:

@@ -101,7 +101,7 @@ class EngineServer:
         self._paths = path, path + "/"
         app.on_response_prepare.append(_without_version)
         for each in self._paths:
-            app.router.add_route("*", each, self.handle_request)
+            app.router.add_route("*", each, polling.handler(self.handle_request))
 
     async def shutdown(self) -> None:
         """Close every connection, refuse new ones, and wait for the application's callbacks."""

@@ -14,7 +14,7 @@ from yarl import URL
 
 from gateway.addresses import Network
 from gateway.admission import AdmissionLimits, Refusal
-from gateway.engine.server import EngineServer
+from gateway.engine import polling
 from gateway.engine.websocket import encode_header
 from gateway.proxies import Proxies
 from gateway.relay import Relay
@@ -44,13 +44,16 @@ def without(name: str, *more: str) -> tuple[str, ...]:
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What came to the engine through aiohttp."""
     seen: list[str] = []
-    serve = EngineServer.handle_request
+    handler = polling.handler
 
-    async def noting(self: EngineServer, request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
-        seen.append(request.query_string)
-        return await serve(self, request)
+    def noting(serve: polling.Handler) -> polling.Handler:
+        async def note(request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
+            seen.append(request.query_string)
+            return await serve(request)
 
-    monkeypatch.setattr(EngineServer, "handle_request", noting)
+        return handler(note)
+
+    monkeypatch.setattr(polling, "handler", noting)
     return seen
 
 
@@ -264,14 +267,11 @@ async def test_a_server_that_shuts_down_refuses_a_handshake(http: aiohttp.Client
         assert refused.value.status == 503
 
 
-async def test_a_session_that_never_began_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*_: object) -> None:
-        raise OSError
-
-    monkeypatch.setattr("gateway.engine.server.establish", failing)
+async def test_a_session_that_never_began_has_no_place() -> None:
     async with bench() as server:
         transport = Mock(asyncio.Transport)
         transport.get_extra_info.return_value = None
+        transport.set_protocol.side_effect = OSError
         with pytest.raises(OSError):  # noqa: PT011 - whatever it says
             server.engine.take(transport, HEADS["plain"])
         assert len(server.engine.admission.strangers) == 0
