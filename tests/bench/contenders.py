@@ -83,6 +83,12 @@ def _naive(port: int, mqtt: str, timers: Timers) -> tuple[str, ...]:
     return (sys.executable, str(PEERS / "naive.py"), str(port), *address)
 
 
+def _bare(port: int, mqtt: str, timers: Timers) -> tuple[str, ...]:
+    url = urlsplit(mqtt)
+    address = (str(url.hostname), str(url.port), str(timers.ping_interval_s))
+    return (sys.executable, str(PEERS / "bare.py"), str(port), *address)
+
+
 CONTENDERS: Final = {
     contender.name: contender
     for contender in (
@@ -112,6 +118,12 @@ CONTENDERS: Final = {
             "python-socketio + aiomqtt",
             "as Node's; and no bound on what waits for a device",
             _naive,
+        ),
+        Contender(
+            "bare",
+            "a link for each device, nothing checked",
+            "PUBACK after the outcome is safe; nothing else",
+            _bare,
         ),
         Contender(
             "mqtt",

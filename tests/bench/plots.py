@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS: Final = {
+    "bare": "#9467bd",
     "gateway": "#0072b2",
     "node": "#e69f00",
     "naive": "#999999",
