@@ -137,7 +137,8 @@ class Device:
             self._changed_link(event)
 
     def _published(self, event: Published) -> None:
-        read_at = monotonic() if self.link is None else self.link.read_at
+        answered = event.sent_at is not None and not event.code  # by the broker, in what was just read
+        read_at = self.link.read_at if answered and self.link is not None else monotonic()
         self._around.metrics.links.published(event, read_at)
         if event.token is None:
             return

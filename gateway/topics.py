@@ -36,7 +36,8 @@ _FORBIDDEN = rf"\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef{_NONCHARACTERS}"
 _ENCODED = re.compile(rf"[{_FORBIDDEN}/+#%]|\A\$")
 _NO_TEXT = re.compile(f"[{_FORBIDDEN}]")
 _NO_TOPIC = re.compile(f"[{_FORBIDDEN}+#]")
-_NAMES: Final = 1024  # that are remembered as levels: events of a catalogue, inboxes of services
+_REMEMBERED: Final = 1024  # names of events with their levels, and Response Topics
+_MAX_REMEMBERED_CHARS: Final = 256  # of a Response Topic, which may have 65,535
 _MAX_LEVELS: Final = 100  # of a Response Topic: EMQX takes 128 levels, mosquitto closes the connection above 201
 
 
@@ -86,7 +87,6 @@ def is_id(text: str) -> bool:
     return 0 < len(text) <= MAX_NAME_BYTES and not _NO_TEXT.search(text) and len(text.encode()) <= MAX_NAME_BYTES
 
 
-@lru_cache(_NAMES)
 def encode_level(name: str) -> str:
     """Return `name` as exactly one topic level.
 
@@ -98,7 +98,6 @@ def encode_level(name: str) -> str:
     return _ENCODED.sub(lambda match: quote(match[0], safe=""), _checked(name))
 
 
-@lru_cache(_NAMES)
 def decode_level(level: str) -> str:
     """Return the name that a topic level stands for; the inverse of `encode_level`.
 
@@ -118,6 +117,11 @@ def decode_level(level: str) -> str:
     return name
 
 
+# Of events, which come again and again; ids do not.
+_event_level = lru_cache(_REMEMBERED)(encode_level)
+_event_of = lru_cache(_REMEMBERED)(decode_level)
+
+
 def _checked(name: str) -> str:
     try:
         size = len(name.encode())
@@ -129,14 +133,9 @@ def _checked(name: str) -> str:
 
 
 class Topics:
-    """Builds and reads the topics under one prefix.
+    """Builds and reads the topics under one prefix."""
 
-    Attributes:
-        response_allowed: whether the gateway, which publishes with its own rights, may and can answer to this Response
-            Topic.
-    """
-
-    __slots__ = ("_devices", "_nodes", "_rooms", "prefix", "response_allowed")
+    __slots__ = ("_devices", "_is_allowed", "_nodes", "_remembers_allowed", "_rooms", "prefix")
 
     def __init__(self, prefix: str, response_topics: tuple[str, ...] = ("inbox/#",)) -> None:
         self.prefix = prefix
@@ -144,7 +143,8 @@ class Topics:
         self._rooms = f"{prefix}/rooms/"
         self._nodes = f"{prefix}/nodes/"
         allowed = tuple(_filter_pattern(f"{prefix}/{topic_filter}") for topic_filter in response_topics)
-        self.response_allowed: Callable[[str], bool] = lru_cache(_NAMES)(partial(_response_allowed, allowed))
+        self._is_allowed: Callable[[str], bool] = partial(_response_allowed, allowed)
+        self._remembers_allowed: Callable[[str], bool] = lru_cache(_REMEMBERED)(self._is_allowed)
 
     def command(self, serial: str, event: str, id: str | None = None) -> str:
         """Where a service publishes a command. Raises BadName."""
@@ -199,6 +199,10 @@ class Topics:
             return topic[len(self._nodes) : -len("/status")]
         return None
 
+    def response_allowed(self, topic: str) -> bool:
+        """Whether the gateway, which publishes with its own rights, may and can answer to this Response Topic."""
+        return self._remembers_allowed(topic) if len(topic) <= _MAX_REMEMBERED_CHARS else self._is_allowed(topic)
+
     def parse(self, topic: str) -> CommandTopic | ReplyTopic | RoomTopic | BadName:
         """Read a topic that a service published to; what cannot be read is returned as the reason."""
         try:
@@ -211,7 +215,7 @@ class Topics:
         return BadName("not a topic of this gateway")
 
     def _device(self, serial: str, kind: str, event: str, id: str | None) -> str:
-        topic = f"{self._devices}{serial}/{kind}/{encode_level(event)}"
+        topic = f"{self._devices}{serial}/{kind}/{_event_level(event)}"
         return topic if id is None else f"{topic}/{encode_level(id)}"
 
 
@@ -226,9 +230,9 @@ def _parse_device(levels: list[str]) -> CommandTopic | ReplyTopic | BadName:
     if len(levels) in (3, 4):
         serial, kind, event, id = levels[0], levels[1], levels[2], levels[3] if len(levels) == 4 else None
         if kind == "commands":
-            return CommandTopic(serial, decode_level(event), None if id is None else decode_level(id))
+            return CommandTopic(serial, _event_of(event), None if id is None else decode_level(id))
         if kind == "replies" and id is not None:
-            return ReplyTopic(serial, decode_level(event), decode_level(id))
+            return ReplyTopic(serial, _event_of(event), decode_level(id))
     return BadName("expected devices/{serial}/commands/{event}[/{id}] or …/replies/{event}/{id}")
 
 

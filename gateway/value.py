@@ -4,7 +4,7 @@ from typing import ClassVar
 
 
 class Value:
-    """Immutable, and equal to another of its class where all fields are: what `__slots__` names.
+    """Equal to another of its class where all fields are: what `__slots__` names; nobody changes them, says mypy.
 
     For what is made for each message: `__init__` assigns each argument, as Final, and does nothing else, which costs
     next to nothing where it is compiled. A dataclass is shorter, but its `__init__` is never compiled. What is read

@@ -369,7 +369,7 @@ def test_it_imports_nothing_of_the_server() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     heavy, ours = map(ast.literal_eval, done.stdout.splitlines())
     assert heavy == []
-    own = {"gateway.addresses", "gateway.topics", "gateway.client"}
+    own = {"gateway.addresses", "gateway.bodies", "gateway.client", "gateway.topics", "gateway.value"}
     assert {name for name in ours if not name.startswith("gateway.fleet")} == own
 
 

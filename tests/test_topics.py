@@ -1,6 +1,7 @@
 """The topic grammar: no stranger's name ever reaches a topic that is not its own."""
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -301,3 +302,13 @@ def test_an_id_fits_into_a_topic_and_a_user_property(text: str) -> None:
 def test_of_two_owners_one_has_the_device(theirs: Presence, newer: bool) -> None:
     ours = Presence(True, "gw-1", "2026-01-02", started="2026-01-01")
     assert theirs.is_newer_than(ours, Life("gw-1", "2026-01-01")) is newer
+
+
+def test_no_long_response_topic_is_remembered() -> None:
+    """A service may name 1,024 of 65,535 bytes."""
+    topics = Topics("gw/v1")
+    assert topics.response_allowed(f"gw/v1/inbox/{'x' * 1000}")
+    assert not topics.response_allowed("x" * 1000)
+    assert topics.response_allowed("gw/v1/inbox/x")
+    remembered: Any = topics._remembers_allowed
+    assert remembered.cache_info().currsize == 1

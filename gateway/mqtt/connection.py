@@ -33,7 +33,7 @@ class ConnectionOwner(Protocol):
 class Connection(asyncio.Protocol):
     """One transport to the broker: it proves itself, then serves as the current one until it is detached."""
 
-    __slots__ = ("_answer", "_closed", "_link", "_verdict", "paused", "transport")
+    __slots__ = ("_answer", "_closed", "_link", "_verdict", "expired", "paused", "transport")
 
     def __init__(self, link: ConnectionOwner, verdict: "asyncio.Future[Verdict]") -> None:
         self._link: ConnectionOwner | None = link
@@ -42,6 +42,7 @@ class Connection(asyncio.Protocol):
         self._closed: asyncio.Future[None] | None = None  # somebody waits for the end
         self.transport: asyncio.Transport | None = None
         self.paused = False
+        self.expired = False  # the attempt was cancelled because it was late
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`; the loop has set TCP_NODELAY."""
@@ -136,6 +137,7 @@ class Connection(asyncio.Protocol):
         if self._verdict is not None:
             self.detach(Unavailable("no answer in time"))
             if self.transport is None and attempt is not None:
+                self.expired = True
                 attempt.cancel()
 
     def _decide(self, verdict: Verdict) -> None:

@@ -277,15 +277,18 @@ class Outbox:
 
     def send(self, out: list[bytes], now: float) -> int:
         """Write, in order, what the window allows [MQTT-3.3.4-7]; packet id of the last QoS 1 publish, 0 for none."""
-        waiting, last_id = self.waiting, 0
-        while waiting and not (waiting[0].message.qos and len(self._in_flight or ()) >= self._window):
-            outgoing = waiting.pop(0)
+        waiting, done, last_id = self.waiting or [], 0, 0
+        while done < len(waiting):
+            outgoing = waiting[done]
+            if outgoing.message.qos and len(self._in_flight or ()) >= self._window:
+                break
+            done += 1
             self._hold(-outgoing.message.size_bytes)
             if packet := self._write(outgoing):
                 out.append(packet)
                 outgoing.sent_at = now
                 last_id = outgoing.packet_id or last_id
-        self.waiting = waiting or None
+        self.waiting = waiting[done:] or None
         return last_id
 
     def _write(self, outgoing: _Outgoing) -> bytes | None:

@@ -236,7 +236,7 @@ class Link:
         except (OSError, UnicodeError) as error:  # UnicodeError: no host name
             reason = str(error)
         except asyncio.CancelledError:
-            if connection.transport is not None or not verdict.done() or task is None or task.uncancel():
+            if not connection.expired or task is None or task.uncancel():
                 raise  # it is not only late
         finally:
             timer.cancel()

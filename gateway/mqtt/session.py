@@ -257,7 +257,7 @@ class MqttSession:
                 self._partial = bytearray(memoryview(data)[start:])
                 return
             packet_id = data[start + 2] << 8 | data[start + 3] if end - start == PUBACK_BYTES else 0
-            if packet_id and data[start] == PUBACK:
+            if packet_id and data[start] == PUBACK and data[start + 1] == PUBACK_BYTES - 2:
                 self._on_puback(packet_id, 0)
             else:
                 self._handle(read_packet(data[start:end]))

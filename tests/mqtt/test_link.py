@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import time
 from collections.abc import Callable
 
 import pytest
@@ -204,6 +205,20 @@ async def test_a_connection_that_is_not_made_in_time_is_given_up(fake: Fake) -> 
         assert await owner.expect(Unavailable) == Unavailable("no answer in time")
     await link.close()
     assert not link.connected
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_an_attempt_that_is_late_as_its_connection_is_made_is_followed_by_another(fake: Fake, turns: int) -> None:
+    """Both are found in one turn of the event loop, which was held up while it connected."""
+    owner = Owner()
+    link = make_link(fake[0], owner, connect_timeout_s=0.1)
+    link.open()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    time.sleep(0.2)
+    assert await owner.expect(Unavailable) == Unavailable("no answer in time")
+    await next_of(fake[1])
+    await link.close()
 
 
 async def test_a_taken_over_link_asks_before_it_reconnects(broker: Broker) -> None:

@@ -184,8 +184,9 @@ def test_a_takeover_is_recognisable() -> None:
         (b"\xe0\x02\x85\x00", 0x81),
         (b"\x32\x06\x00\x01\xff\x00\x01\x00", 0x81),  # invalid UTF-8: the codec panics
         (b"\x30\xff\xff\x7f", 0x95),
+        (b"\x40\x81\x00\x01", 0x81),  # a PUBACK as long as one without a reason, that says otherwise
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_what_mqtt_forbids_closes_with_its_code(data: bytes, code: int) -> None:
     session = connected(receive_maximum=3, max_packet_bytes=1000)
