@@ -21,7 +21,7 @@ Code = mqtt5.DisconnectReasonCode
 LAST_PUBLISH_ID = 0x7FFF  # ids above are for SUBSCRIBE and UNSUBSCRIBE: a pipelined one never collides
 TOPIC_NAME_INVALID = 0x90  # PUBACK reasons (3.4.2.1), given without sending
 PACKET_TOO_LARGE = 0x95
-PUBLISH = 0x30  # first byte, but for its flags (3.3.1)
+_QOS_0, _QOS_1 = mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE
 PUBACK, PUBACK_BYTES = 0x40, 4  # first byte and size of one without a reason: all is well (3.4.2.1)
 PINGREQ, PINGRESP = b"\xc0\x00", b"\xd0\x00"  # 3.12, 3.13
 MAX_PACKET_BYTES = 268_435_455 + 5  # the largest Remaining Length and its header (2.1.4)
@@ -120,80 +120,30 @@ def write_puback(packet_id: int) -> bytes:
 
 
 def write_publish(message: Message, packet_id: int | None, duplicate: bool) -> bytes | None:
-    """PUBLISH at QoS 1 with a `packet_id`, else at QoS 0 (3.3); None if MQTT cannot carry the message.
-
-    Written here, as PUBACK is, because a command needs one of each; the codec takes longer for it.
-    """
-    topic, response_topic = message.topic, message.response_topic
-    if not topic or _has_wildcard(topic) or (response_topic is not None and _has_wildcard(response_topic)):
-        return None
+    """PUBLISH at QoS 1 with a `packet_id`, else at QoS 0; None if MQTT cannot carry the message."""
     if not _is_writable(message):
         return None
-    head: list[bytes] = []
-    properties: list[bytes] = []
     try:
-        size = _add_text(head, topic)
-        properties_size = _add_publish_properties(properties, message)
-    except (UnicodeEncodeError, OverflowError):  # a lone surrogate, a field out of range
+        return mqtt5.PublishPacket(
+            message.topic,
+            message.payload,
+            qos=_QOS_1 if packet_id else _QOS_0,
+            retain=message.retain,
+            packet_id=packet_id,
+            duplicate=duplicate,
+            message_expiry_interval=message.expiry_s,
+            content_type=message.content_type,
+            response_topic=message.response_topic,
+            correlation_data=message.correlation,
+            user_properties=list(message.user_properties),
+        ).write()
+    except (ValueError, OverflowError):  # a wildcard, a lone surrogate, a field out of range
         return None
-    if packet_id:
-        head.append(packet_id.to_bytes(2, "big"))
-        size += 2
-    before = _variable(properties_size)
-    rest = _variable(size + len(before) + properties_size + len(message.payload))
-    flags = PUBLISH | (0x08 if duplicate else 0) | (0x02 if packet_id else 0) | (0x01 if message.retain else 0)
-    return b"".join([flags.to_bytes(1, "big"), rest, *head, before, *properties, message.payload])
-
-
-def _has_wildcard(topic: str) -> bool:
-    return "+" in topic or "#" in topic
-
-
-def _add_publish_properties(parts: list[bytes], message: Message) -> int:
-    """The properties of a PUBLISH (3.3.2.3), in the order of their identifiers; their size. Raises as `_add_text`."""
-    size = 0
-    if message.expiry_s is not None:
-        parts.append(b"\x02")
-        parts.append(message.expiry_s.to_bytes(4, "big"))
-        size += 5
-    if message.content_type is not None:
-        parts.append(b"\x03")
-        size += 1 + _add_text(parts, message.content_type)
-    if message.response_topic is not None:
-        parts.append(b"\x08")
-        size += 1 + _add_text(parts, message.response_topic)
-    if message.correlation is not None:
-        parts.append(b"\x09")
-        size += 1 + _add_binary(parts, message.correlation)
-    for name, value in message.user_properties:
-        parts.append(b"\x26")
-        size += 1 + _add_text(parts, name) + _add_text(parts, value)
-    return size
-
-
-def _add_text(parts: list[bytes], text: str) -> int:
-    """UTF-8 with its length in front (1.5.4); its size. Raises UnicodeEncodeError and OverflowError."""
-    return _add_binary(parts, text.encode())
-
-
-def _add_binary(parts: list[bytes], data: bytes) -> int:
-    parts.append(len(data).to_bytes(2, "big"))
-    parts.append(data)
-    return 2 + len(data)
-
-
-def _variable(number: int) -> bytes:
-    """A Variable Byte Integer (1.5.5)."""
-    if number < 0x80:
-        return number.to_bytes(1, "big")
-    if number < 0x4000:
-        return ((number & 0x7F | 0x80) << 8 | number >> 7).to_bytes(2, "big")
-    return bytes((number & 0x7F | 0x80,)) + _variable(number >> 7)
 
 
 def _is_writable(message: Message) -> bool:
     """Whether every string is one that any broker takes, and the payload fits into a packet."""
-    if len(message.payload) > MAX_PACKET_BYTES >> 1:  # its header needs room, too
+    if len(message.payload) > MAX_PACKET_BYTES >> 1:  # the codec panics over the limit of a packet
         return False
     text = message.topic
     if message.content_type is not None:
