@@ -36,7 +36,7 @@ from gateway.mqtt import (
 from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
 from gateway.session import DeviceSession
 from gateway.sockets import Socket
-from gateway.surroundings import OWNER_SPEAKS_WITHIN_S, Surroundings, client_id, now_rfc3339
+from gateway.surroundings import OWNER_SPEAKS_MAX_S, OWNER_SPEAKS_MIN_S, Surroundings, client_id, now_rfc3339
 from gateway.topics import JSON_TYPE
 
 log = logging.getLogger(__name__)
@@ -334,7 +334,7 @@ class Device:
 
     async def _may_reconnect(self) -> bool:
         """Whether a link that was cut without a reason may be opened again: not if another node has the device now."""
-        await asyncio.sleep(random.uniform(*OWNER_SPEAKS_WITHIN_S))  # noqa: S311 - spread, not secret
+        await asyncio.sleep(random.uniform(OWNER_SPEAKS_MIN_S, OWNER_SPEAKS_MAX_S))  # noqa: S311 - spread, not secret
         return await self._is_ours()
 
     async def _is_ours(self) -> bool:

@@ -32,7 +32,7 @@ from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
 from gateway.relay import tag_of
 from gateway.rooms import Rooms
 from gateway.sockets import Socket, SocketServer
-from gateway.surroundings import OWNER_SPEAKS_WITHIN_S, LinkSettings, client_id, rfc3339
+from gateway.surroundings import OWNER_SPEAKS_MAX_S, OWNER_SPEAKS_MIN_S, LinkSettings, client_id, rfc3339
 from gateway.topics import JSON_TYPE, Topics
 
 log = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ class Node:
                 log.warning("broker lost", extra={"reason": event.reason})
                 self._trouble = f"the node's session was taken over: {event.reason}"
                 # By another process of this name, or by whoever used its client id: the retained status tells.
-                wait_s = random.uniform(*OWNER_SPEAKS_WITHIN_S)  # noqa: S311 - spread, not secret
+                wait_s = random.uniform(OWNER_SPEAKS_MIN_S, OWNER_SPEAKS_MAX_S)  # noqa: S311 - spread, not secret
                 self._reopen = asyncio.get_running_loop().call_later(wait_s, self._link.open)
 
     def _subscribed(self, event: Subscribed) -> None:

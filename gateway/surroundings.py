@@ -20,7 +20,9 @@ from gateway.mqtt.link import Backoff, Link
 from gateway.sockets import SocketServer
 from gateway.topics import Topics
 
-OWNER_SPEAKS_WITHIN_S: Final = (1.0, 2.0)  # a node that takes a device over publishes its presence at once
+# A node that takes a device over publishes its presence at once; who asks waits for that.
+OWNER_SPEAKS_MIN_S: Final = 1.0
+OWNER_SPEAKS_MAX_S: Final = 2.0
 
 
 @dataclass(frozen=True)

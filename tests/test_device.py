@@ -1,11 +1,12 @@
 """What a device's edge adds to its session: here, turns."""
 
+from dataclasses import replace
 from typing import Any
 
 from gateway import facts as f
 from gateway.addresses import BrokerUrl
 from gateway.admission import Admission
-from gateway.bodies import Life
+from gateway.bodies import Life, Presence
 from gateway.catalog import Catalog
 from gateway.commands import CommandReader, Policy
 from gateway.device import Device
@@ -116,3 +117,17 @@ async def test_held_commands_wait_for_their_turn_where_others_come_first() -> No
     assert peers.emitted() == [(2, "bind_class")]
     for device in (first, second, idle):
         await device.close()
+
+
+async def test_a_link_that_was_cut_gives_way_to_who_speaks_for_the_device() -> None:
+    """By the retained presence, which is asked for after a second or two."""
+
+    class Elsewhere(Quiet):
+        async def presence(self, serial: str) -> Presence:
+            return Presence(True, "gw-2", since="2026-01-01T00:00:00.000+00:00", started="2026")
+
+    peers = Peers()
+    around = surroundings(peers.sockets, Pace(per_s=1.0))
+    around = replace(around, node_link=Elsewhere())
+    device = Device("AC1", Credentials(), around, lambda _: None)
+    assert not await device._may_reconnect()
