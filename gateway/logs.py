@@ -44,11 +44,9 @@ class LogHandler(logging.StreamHandler[Any]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, unless there were too many like it; and first how many were not."""
-        now = time.monotonic()
-        if self._throttle.has_over(now):
-            self.tell_suppressed()
+        self.tell_suppressed()
         self.records[LEVELS[min(max(record.levelno // 10 - 1, 0), 3)]] += 1
-        if self._throttle.admits(_key(record), record.levelno, now):
+        if self._throttle.admits(_key(record), record.levelno, time.monotonic()):
             super().emit(record)
         else:
             self.suppressed += 1
@@ -95,10 +93,6 @@ class Throttle:
             window = self._windows[key] = _Window(level, now)
         window.lines += 1
         return window.lines <= self._most
-
-    def has_over(self, now: float) -> bool:
-        """Whether a window is over."""
-        return bool(self._windows) and now - next(iter(self._windows.values())).since >= WINDOW_S
 
     def over(self, now: float, *, anyway: bool = False) -> Iterator[tuple[Key, int, int]]:
         """End the windows that are over, or all; of each that had too many lines its key, level, and how many."""

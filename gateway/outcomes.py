@@ -33,6 +33,10 @@ class _Final(Value):
         self.forgotten_at: Final = forgotten_at  # when the broker lets the command expire; None: never
         self.last_try: Final = last_try
 
+    def settling(self, delivery: int | None) -> "_Final":
+        """The same, of another delivery of its command, or of none."""
+        return _Final(self.outcome, self.answer, delivery, self.forgotten_at, self.last_try)
+
 
 class Outcomes:
     """The outcomes of one device; what is to be published is appended to the effects given."""
@@ -73,7 +77,7 @@ class Outcomes:
         """Publish a remembered outcome again, for another delivery of its command. Whether it is remembered."""
         final = self._answered.get(id)
         if final is not None:
-            self._publish(_Final(final.outcome, final.answer, delivery, final.forgotten_at, final.last_try))
+            self._publish(final.settling(delivery))
         return final is not None
 
     def published(self, token: int, code: int) -> int | None:
@@ -98,7 +102,7 @@ class Outcomes:
     def forget_deliveries(self) -> None:
         """The broker has forgotten what it delivered: nothing is settled any more."""
         for token, final in self._publishing.items():
-            self._publishing[token] = _Final(final.outcome, final.answer, None, final.forgotten_at, final.last_try)
+            self._publishing[token] = final.settling(None)
 
     def hand_over(self, at: float) -> None:
         """The link is gone since `at`: say again, on another way, what may not have left with it.

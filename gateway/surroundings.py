@@ -3,8 +3,6 @@
 import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
-from time import time
 from typing import Final, Protocol
 
 from gateway import facts as f
@@ -89,16 +87,8 @@ def client_id(prefix: str, name: str) -> str:
 
 
 def now_rfc3339() -> str:
-    """Return the time of day as `rfc3339` does."""
-    now = time()
-    second = int(now)
-    return f"{_second(second)}.{int((now - second) * 1000):03}+00:00"
-
-
-@lru_cache(maxsize=1)
-def _second(unix_s: int) -> str:
-    """A second in UTC, without its zone."""
-    return datetime.fromtimestamp(unix_s, UTC).isoformat()[:19]
+    """Return the time of day, UTC, to the millisecond."""
+    return rfc3339(datetime.now(UTC))
 
 
 def rfc3339(at: datetime) -> str:

@@ -29,13 +29,12 @@ from gateway.mqtt.wire import (
     LAST_PUBLISH_ID,
     PINGREQ,
     PINGRESP,
-    PUBACK,
-    PUBACK_BYTES,
     Code,
     Malformed,
     packet_end,
     read_connack,
     read_packet,
+    read_puback,
     write_connect,
     write_disconnect,
     write_subscribe,
@@ -256,8 +255,7 @@ class MqttSession:
                 self._partial_needs = end - start
                 self._partial = bytearray(memoryview(data)[start:])
                 return
-            packet_id = data[start + 2] << 8 | data[start + 3] if end - start == PUBACK_BYTES else 0
-            if packet_id and data[start] == PUBACK and data[start + 1] == PUBACK_BYTES - 2:
+            if packet_id := read_puback(data, start, end):
                 self._on_puback(packet_id, 0)
             else:
                 self._handle(read_packet(data[start:end]))

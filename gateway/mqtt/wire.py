@@ -22,7 +22,7 @@ LAST_PUBLISH_ID = 0x7FFF  # ids above are for SUBSCRIBE and UNSUBSCRIBE: a pipel
 TOPIC_NAME_INVALID = 0x90  # PUBACK reasons (3.4.2.1), given without sending
 PACKET_TOO_LARGE = 0x95
 _QOS_0, _QOS_1 = mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE
-PUBACK, PUBACK_BYTES = 0x40, 4  # first byte and size of one without a reason: all is well (3.4.2.1)
+_PUBACK = b"\x40\x02"  # of one without a reason, up to its packet id: all is well (3.4.2.1)
 PINGREQ, PINGRESP = b"\xc0\x00", b"\xd0\x00"  # 3.12, 3.13
 MAX_PACKET_BYTES = 268_435_455 + 5  # the largest Remaining Length and its header (2.1.4)
 _CONNACK = 0x20  # first byte of the only packet that may answer a CONNECT here (3.2.1)
@@ -114,9 +114,15 @@ def read_message(packet: mqtt5.PublishPacket) -> Message:
     )
 
 
+def read_puback(data: bytes, start: int, end: int) -> int:
+    """Packet id of a PUBACK without a reason; 0: it is another packet, or none that is allowed."""
+    is_one = end - start == 4 and data.startswith(_PUBACK, start)
+    return data[start + 2] << 8 | data[start + 3] if is_one else 0
+
+
 def write_puback(packet_id: int) -> bytes:
     """PUBACK of a message that was taken."""
-    return (PUBACK << 24 | 2 << 16 | packet_id).to_bytes(PUBACK_BYTES, "big")
+    return _PUBACK + packet_id.to_bytes(2, "big")
 
 
 def write_publish(message: Message, packet_id: int | None, duplicate: bool) -> bytes | None:
