@@ -1,8 +1,8 @@
 """Deliveries: what becomes of a device's commands. Pure; time is an argument.
 
 It decides the order of emission, repetition, timeouts and outcomes (README, "Outcomes"), and when a command may be
-PUBACKed: once the broker has its outcome, or, for an event that must not repeat, before it is emitted, which then
-waits until the broker has read the PUBACK.
+PUBACKed: right after its outcome (docs/adr/0007), or, for an event that must not repeat, before it is emitted, which
+then waits until the broker has read the PUBACK.
 """
 
 import enum
@@ -184,10 +184,10 @@ class Deliveries:
             self._pump(now)
 
     def published(self, token: int, code: int, now: float) -> None:
-        """The broker answered for an outcome: its command need not be delivered again, or the outcome is refused."""
+        """The broker answered for an outcome: it has that and its command's PUBACK, or the outcome is refused."""
         delivery = self._outcomes.published(token, code)
         if delivery is not None:
-            self._settle(delivery)
+            self._forget(delivery)
             if self._queue:
                 self._pump(now)
 
@@ -293,7 +293,8 @@ class Deliveries:
             return job.confirming is None
         # [MQTT-4.6.0-2] PUBACKs go in the order of receipt, so every earlier one must have gone.
         if self._link_open and next(iter(self._unsettled)) == delivery:
-            self._settle(delivery, confirm=True)
+            self._forget(delivery)
+            self._effects.append(f.Puback(delivery, confirm=True))
             job.confirming = delivery
         return False
 
@@ -392,8 +393,8 @@ class Deliveries:
             late=late,
         )
 
-    def _settle(self, delivery: int, *, confirm: bool = False) -> None:
+    def _forget(self, delivery: int) -> None:
+        """Take a delivery as settled."""
         job = self._unsettled.pop(delivery, None)
         if job is not None:
             job.delivery = None
-        self._effects.append(f.Puback(delivery, confirm))

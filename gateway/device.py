@@ -270,7 +270,7 @@ class Device:
             command = effect.command
             self._around.sockets.emit(effect.socket, command.event.name, command.args, effect.emit_id)
         elif isinstance(effect, f.Publish) and self.link is not None:
-            self.link.publish(effect.message, effect.token, effect.droppable)
+            self.link.publish(effect.message, effect.token, effect.droppable, effect.settles)
         elif isinstance(effect, f.Publish):
             self._around.node_link.publish(effect.message)
         elif isinstance(effect, f.Puback) and self.link is not None:

@@ -265,18 +265,24 @@ class Reply(Value):
 class Publish(Value):
     """Publish through the device's link; `droppable` may be dropped while the broker is away for too long.
 
-    `outcome` is what the message says, where it is one.
+    `outcome` is what the message says, where it is one; `settles` the delivery whose PUBACK follows it.
     """
 
-    __slots__ = ("droppable", "message", "outcome", "token")
+    __slots__ = ("droppable", "message", "outcome", "settles", "token")
 
     def __init__(
-        self, message: Message, token: int | None = None, droppable: bool = False, outcome: Outcome | None = None
+        self,
+        message: Message,
+        token: int | None = None,
+        droppable: bool = False,
+        outcome: Outcome | None = None,
+        settles: int | None = None,
     ) -> None:
         self.message: Final = message
         self.token: Final = token
         self.droppable: Final = droppable
         self.outcome: Final = outcome
+        self.settles: Final = settles
 
 
 class Relay(Value):

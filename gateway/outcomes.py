@@ -15,7 +15,7 @@ REFUSED: Final = 0x80  # reason codes of a PUBACK from here on are failures (MQT
 
 
 class _Final(Value):
-    """A final outcome; once the broker has it, the delivery is settled."""
+    """A final outcome; it settles the delivery, whose PUBACK follows it."""
 
     __slots__ = ("answer", "delivery", "forgotten_at", "last_try", "outcome")
 
@@ -49,8 +49,8 @@ class Outcomes:
         self._publishing: dict[int, _Final] = {}  # token → what the broker has not answered for
         self._answered: dict[str, _Final] = {}  # id of a QoS 1 command → its outcome
 
-    def say(self, outcome: Outcome, answer: f.Answer, token: int | None = None) -> None:
-        """Publish an outcome."""
+    def say(self, outcome: Outcome, answer: f.Answer, token: int | None = None, settles: int | None = None) -> None:
+        """Publish an outcome, and after it the PUBACK of the delivery that it settles."""
         properties: tuple[tuple[str, str], ...] = (("id", outcome.id), ("status", outcome.status))
         if answer.traceparent is not None:
             properties = (*properties, ("traceparent", answer.traceparent))
@@ -62,7 +62,7 @@ class Outcomes:
             correlation=answer.correlation,
             user_properties=properties,
         )
-        self._effects.append(f.Publish(message, token, outcome=outcome))
+        self._effects.append(f.Publish(message, token, False, outcome, settles))
 
     def conclude(self, outcome: Outcome, command: f.Command, delivery: int | None, expires_at: float) -> None:
         """Publish a final outcome, to hear of it again in `published`."""
@@ -81,7 +81,7 @@ class Outcomes:
         return final is not None
 
     def published(self, token: int, code: int) -> int | None:
-        """The broker answered for an outcome; return the delivery that is settled by that.
+        """The broker answered for an outcome; return the delivery that it has settled.
 
         What it refuses is said once more without the data that may be too large, where nobody chose the topic.
         """
@@ -92,6 +92,8 @@ class Outcomes:
             return final.delivery
         if final.last_try:
             self._effects.append(f.Abandon())
+            if final.delivery is not None:
+                self._effects.append(f.Puback(final.delivery))  # what was never written settles nothing
             return final.delivery
         error = f"the broker refused the outcome with 0x{code:02X}"
         outcome = msgspec.structs.replace(final.outcome, data=None, error=error)
@@ -107,19 +109,19 @@ class Outcomes:
     def hand_over(self, at: float) -> None:
         """The link is gone since `at`: say again, on another way, what may not have left with it.
 
-        Not what settles a delivery: that is delivered again to the new owner, who answers for it, unless it had
-        expired in the broker by then.
+        Not what settles a delivery: the broker has both, or delivers again to the new owner, who answers for it, unless
+        it had expired in the broker by then. What the broker refused at first was settled all the same.
         """
         for final in self._publishing.values():
             forgotten = final.forgotten_at is not None and final.forgotten_at <= at
-            if final.delivery is None or forgotten:
+            if final.delivery is None or final.last_try or forgotten:
                 self.say(final.outcome, final.answer)
         self._publishing.clear()
 
     def _publish(self, final: _Final) -> None:
         self._next_token += 1
         self._publishing[self._next_token] = final
-        self.say(final.outcome, final.answer, self._next_token)
+        self.say(final.outcome, final.answer, self._next_token, final.delivery)
 
 
 def _encode(outcome: Outcome) -> bytes:

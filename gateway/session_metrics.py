@@ -83,7 +83,7 @@ class SessionMetrics:
                         self._events.get(command.event.name, self._other).prompt.observe(now - effect.received_at)
                         return self._publish_overhead
         elif isinstance(fact, f.Published):
-            if len(effects) == 1 and isinstance(effects[0], f.Puback):
+            if not effects:
                 return None
         elif isinstance(fact, f.Command) and len(effects) == 1:
             effect = effects[0]

@@ -76,7 +76,10 @@ class Broker:
                 connection.down += mqtt5.PubAckPacket(packet.packet_id or 0).write()
                 self.publish(packet.topic, bytes(packet.payload))
             case mqtt5.PubAckPacket():
-                self.in_flight.pop(packet.packet_id, None)
+                topic, _ = self.in_flight.pop(packet.packet_id, ("", b""))
+                _, event, name = topic.rsplit("/", 2) if topic else ("", "", "")
+                answered = any(outcome.id == name for outcome in self.finals)
+                assert not topic or answered or CATALOG[event].at_most_once, "a PUBACK before the outcome"
             case mqtt5.PingReqPacket():
                 connection.down += mqtt5.PingRespPacket().write()
 
@@ -130,7 +133,7 @@ class Owner:
                     if self.given_up:  # the node's own link says it
                         self.model.broker.publish(effect.message.topic, effect.message.payload)
                     else:
-                        self.mqtt.publish(effect.message, effect.token, effect.droppable)
+                        self.mqtt.publish(effect.message, effect.token, effect.droppable, effect.settles)
                 case f.Puback():
                     self.mqtt.puback(effect.delivery, confirm=effect.confirm)
                 case f.Emit():

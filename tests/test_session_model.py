@@ -42,9 +42,9 @@ class SessionMachine(RuleBasedStateMachine):
         self.broker_has: set[int] = set()  # deliveries that the broker remembers: it has read no PUBACK for them
         self.unread: set[int] = set()  # deliveries whose PUBACK was sent, and is to be confirmed
         self.held = False  # the socket waits for its turn
-        self.waiting: dict[int, int | None] = {}  # token → delivery that it may settle
+        self.waiting: dict[int, int | None] = {}  # token → delivery that it settles
         self.unconfirmed: dict[str, str] = {}  # final outcomes that the broker has not answered for
-        self.refused: set[str] = set()
+        self.refused: Counter[str] = Counter()
         self.confirmed: set[str] = set()  # commands whose final outcome the broker has
         self.outcome_of: dict[int, str] = {}
         self.said_online: bool | None = None
@@ -90,7 +90,7 @@ class SessionMachine(RuleBasedStateMachine):
             assert effect.token not in self.waiting
             if outcome is not None:
                 self.unconfirmed[outcome.id] = outcome.status
-            self.waiting[effect.token] = None
+            self.waiting[effect.token] = effect.settles
             if outcome is not None:
                 self.outcome_of[effect.token] = outcome.id
         again = outcome is not None and (outcome.error or "").startswith("the broker refused")
@@ -108,17 +108,16 @@ class SessionMachine(RuleBasedStateMachine):
     def see_puback(self, delivery: int, *, confirm: bool) -> None:
         self.settled[delivery] += 1
         assert self.settled[delivery] == 1, "settled twice"
-        assert delivery in self.broker_has, "settled what the broker has forgotten"
         command = self.commands[f"c{delivery}"]
         if command.event.at_most_once and not self.finals[command.id]:
             assert self.link_open, "emitted while no PUBACK can leave"
             assert delivery == min(self.broker_has - self.unread), "emitted while its PUBACK waits for an earlier one"
         else:
-            assert command.id in self.confirmed, "settled before the broker had its outcome"
+            assert self.refused[command.id] == 2, "settled without its outcome"
         if confirm:
             self.unread.add(delivery)
         else:
-            self.broker_has.remove(delivery)
+            self.broker_has.discard(delivery)
 
     # what happens
 
@@ -190,15 +189,18 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(data=st.data(), refused=st.sampled_from([False] * 9 + [True]))
     def published(self, data: st.DataObject, refused: bool) -> None:
         token = data.draw(st.sampled_from(sorted(self.waiting)))
-        if refused and self.outcome_of.get(token, "") not in {"", *self.refused}:
-            self.refused.add(self.outcome_of[token])
-            del self.waiting[token]
+        outcome = self.outcome_of.get(token)
+        if refused and outcome is not None and self.refused[outcome] < 2:
+            self.refused[outcome] += 1
+            delivery = self.waiting.pop(token)
+            if data.draw(st.booleans()):  # by the broker, who reads the PUBACK all the same; or it was never written
+                self.broker_has -= {delivery}
             self.tell(f.Published(token, 0x97))
         else:
             self.confirm(token)
 
     def confirm(self, token: int) -> None:
-        del self.waiting[token]
+        self.broker_has -= {self.waiting.pop(token)}
         self.unconfirmed.pop(self.outcome_of.get(token, ""), None)
         self.confirmed.add(self.outcome_of.get(token, ""))
         self.tell(f.Published(token))

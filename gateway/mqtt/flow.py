@@ -103,7 +103,7 @@ class Inbox:
         # it restored had asked for and sends up to its own max_inflight_messages. To refuse it would never end.
         return packet_id
 
-    def puback(self, delivery: int, *, confirm: bool) -> None:
+    def puback(self, delivery: int, *, confirm: bool = False) -> None:
         """Mark a delivery as done; a void one is ignored, but confirmed at once."""
         packet_id = delivery & 0xFFFF
         for deliveries in (self.pending, self._stale):
@@ -170,22 +170,28 @@ class Inbox:
 class _Outgoing:
     """A publish that waits, or waits for its PUBACK; with a `packet_id` it was sent before."""
 
-    __slots__ = ("droppable", "message", "packet_id", "sent_at", "token")
+    __slots__ = ("droppable", "message", "packet_id", "sent_at", "settles", "token")
 
-    def __init__(self, message: Message, token: int | None, droppable: bool) -> None:
+    def __init__(self, message: Message, token: int | None, droppable: bool, settles: int | None) -> None:
         self.message = message
         self.token = token
         self.droppable = droppable
+        self.settles = settles
         self.packet_id = 0
         self.sent_at: float | None = None
 
 
 class Outbox:
-    """Publishes that wait or have no PUBACK yet, within the broker's Receive Maximum and our bounds."""
+    """Publishes that wait or have no PUBACK yet, within the broker's Receive Maximum and our bounds.
+
+    Args:
+        inbox: has the deliveries that publishes settle.
+    """
 
     __slots__ = (
         "_events",
         "_in_flight",
+        "_inbox",
         "_last_id",
         "_max_packet_bytes",
         "_options",
@@ -195,7 +201,8 @@ class Outbox:
         "waiting",
     )
 
-    def __init__(self, options: Options, events: list[Event], shared: Budget | None) -> None:
+    def __init__(self, options: Options, events: list[Event], shared: Budget | None, inbox: Inbox) -> None:
+        self._inbox = inbox
         self._options = options
         self._events = events
         self._shared = shared  # bytes that wait in all outboxes of the node
@@ -225,11 +232,11 @@ class Outbox:
             if outgoing.token is not None:
                 self._events.append(Dropped(outgoing.token))
 
-    def add(self, message: Message, token: int | None, droppable: bool) -> None:
+    def add(self, message: Message, token: int | None, droppable: bool, settles: int | None) -> None:
         """Queue a publish."""
         if self.waiting is None:
             self.waiting = []
-        self.waiting.append(_Outgoing(message, token, droppable))
+        self.waiting.append(_Outgoing(message, token, droppable, settles))
         self._hold(message.size_bytes)
 
     def trim(self) -> None:
@@ -287,6 +294,8 @@ class Outbox:
             if packet := self._write(outgoing):
                 out.append(packet)
                 outgoing.sent_at = now
+                if outgoing.settles is not None:
+                    self._inbox.puback(outgoing.settles)
                 last_id = outgoing.packet_id or last_id
         self.waiting = waiting[done:] or None
         return last_id

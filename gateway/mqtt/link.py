@@ -6,6 +6,7 @@ while the link connects or waits to. What a message means, and whether a lost se
 """
 
 import asyncio
+import logging
 import random
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
@@ -36,6 +37,8 @@ from gateway.mqtt import (
 from gateway.mqtt.connection import DETACHED, Connection, connect_transport
 from gateway.mqtt.session import SESSION_TAKEN_OVER, MqttSession
 
+log = logging.getLogger(__name__)
+
 __all__ = ["Backoff", "Down", "Link", "LinkEvent", "LinkOwner", "Refused", "Unavailable"]
 
 TOGETHER_S: Final = 0.25  # links that are due within it wake at one time, and wake the broker once
@@ -47,7 +50,7 @@ class Link:
     Args:
         may_reconnect: asked before every attempt after a cut without a reason, which is also how some brokers tell of
             a takeover; False ends the link with Closed, an exception means True. It bounds its own time, and is
-            cancelled by `close()`, `abort()` and a `prove()` that the broker accepts.
+            cancelled by `close()` and a `prove()` that the broker accepts.
         alarms: what wakes it, from `link_alarms()`: one for all links.
         waiting_bytes: see `MqttSession`.
     """
@@ -108,7 +111,7 @@ class Link:
         return self._session.backlog
 
     def open(self) -> None:
-        """Connect, and reconnect after each loss, until `close()`, `abort()` or the event Closed."""
+        """Connect, and reconnect after each loss, until `close()` or the event Closed."""
         self._wanted, self._ended = True, False
         if self._attempting is not None:
             self._reconnect(wait=False)
@@ -126,15 +129,6 @@ class Link:
             self._proofs = asyncio.Lock()
         async with self._proofs:
             return await self._attempt(credentials)
-
-    def abort(self) -> None:
-        """Cut without DISCONNECT, so that the Will fires and the session stays; `open()` goes on with it."""
-        self._end()
-        self._task = self._attempting = None
-        connection = self._leave()
-        if connection is not None:
-            self._session.closed()
-            connection.detach()
 
     async def close(self, *, session_expiry_s: int | None = None, timeout_s: float = 5.0) -> None:
         """Stop, once the broker has all publishes: say goodbye, with another session expiry if given.
@@ -194,7 +188,8 @@ class Link:
     async def _ask(self) -> bool:
         try:
             return self._may_reconnect is None or await self._may_reconnect()
-        except Exception:  # noqa: BLE001  whatever fails there, the session is still ours until we hear otherwise
+        except Exception:
+            log.exception("who owns the session cannot be told: it is ours until we hear otherwise")
             return True
 
     async def _attempt(self, credentials: Credentials) -> Verdict:
@@ -374,9 +369,11 @@ class Link:
         self._deliver(self._session.take_events())
         self.flush()
 
-    def publish(self, message: Message, token: int | None = None, droppable: bool = False) -> None:
+    def publish(
+        self, message: Message, token: int | None = None, droppable: bool = False, settles: int | None = None
+    ) -> None:
         """See `MqttSession.publish`."""
-        self._session.publish(message, token, droppable)
+        self._session.publish(message, token, droppable, settles)
 
     def leftover(self) -> list[Message]:
         """See `MqttSession.leftover`; for a link that has stopped or was closed."""

@@ -93,7 +93,7 @@ class MqttSession:
         self._options = options
         self._events: list[Event] = []
         self._inbox = Inbox(options.receive_maximum, self._events)
-        self._outbox = Outbox(options, self._events, waiting_bytes)
+        self._outbox = Outbox(options, self._events, waiting_bytes, self._inbox)
         # of the connection
         self._connected = False
         self._keep_alive_s = options.keep_alive_s
@@ -196,6 +196,8 @@ class MqttSession:
             if last_id := self._outbox.send(self._out, now):
                 self._inbox.probe(last_id)
             self._outbox.trim()
+            if self._inbox.pending:
+                self._inbox.settle(self._out)
 
     def hold(self) -> None:
         """Keep the bounds although nothing can be written now: instead of `output()`."""
@@ -297,14 +299,17 @@ class MqttSession:
         """
         self._inbox.puback(delivery, confirm=confirm)
 
-    def publish(self, message: Message, token: int | None = None, droppable: bool = False) -> None:
+    def publish(
+        self, message: Message, token: int | None = None, droppable: bool = False, settles: int | None = None
+    ) -> None:
         """Queue a publish; it ends in one Published or Dropped, without a token only if it is QoS 1.
 
+        It `settles` a delivery as `puback()` does, once it is written: the broker reads it before that PUBACK.
         If more than the bounds then waits without a connection, or after `output()`, the oldest droppable are
         dropped. Others are kept: their owner bounds them. QoS 0 is never kept for a later connection.
         """
         if message.qos or self._connected:
-            self._outbox.add(message, token, droppable)
+            self._outbox.add(message, token, droppable, settles)
             if not self._connected:
                 self._outbox.trim()
         elif token is not None:

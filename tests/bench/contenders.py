@@ -95,7 +95,7 @@ CONTENDERS: Final = {
         Contender(
             "gateway",
             "this gateway",
-            "a session for each device; PUBACK after the outcome is safe; one final outcome whatever happens",
+            "a session for each device; PUBACK after the outcome; one final outcome whatever happens",
             _gateway,
             _gateway_environ,
         ),

@@ -47,6 +47,14 @@ class Owner:
                 assert isinstance(event, skipping), event
 
 
+def cut(link: Link) -> None:
+    """Cut the current connection as a network does: the Will fires, the session stays."""
+    connection = link._current
+    assert connection is not None
+    assert connection.transport is not None
+    connection.transport.abort()
+
+
 def make_link(
     url: str,
     owner: LinkOwner,

@@ -23,10 +23,10 @@ from gateway.mqtt import (
 from gateway.mqtt.link import Link
 
 from .conftest import Broker, Fake
-from .peers import Owner, accept, make_link, next_of, read_publishes, service
+from .peers import Owner, accept, cut, make_link, next_of, read_publishes, service
 
 
-async def test_the_will_fires_on_abort_but_not_on_close(broker: Broker) -> None:
+async def test_the_will_fires_on_a_cut_but_not_on_close(broker: Broker) -> None:
     owner = Owner()
     link = make_link(broker.url, owner, will=Will(Message("d/1/presence", b"offline", 1)))
     async with service(broker) as client:
@@ -37,9 +37,10 @@ async def test_the_will_fires_on_abort_but_not_on_close(broker: Broker) -> None:
         await link.close()
         link.open()
         await owner.expect(Opened)
-        link.abort()
+        cut(link)
         messages = aiter(client.messages)
         assert [(await anext(messages)).payload, (await anext(messages)).payload] == [b"closing", b"offline"]
+    await link.close()
 
 
 @pytest.mark.parametrize("settings", [(), ("max_inflight_messages 5",)], ids=["default", "small window"])

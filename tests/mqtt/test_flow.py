@@ -56,6 +56,53 @@ def test_pubacks_leave_in_the_order_of_receipt_and_only_when_due() -> None:
     assert again not in (one, two, three)
 
 
+def test_the_puback_of_what_a_publish_settles_follows_it_in_the_same_write() -> None:
+    session = connected()
+    one, two = deliveries(session.receive(publish(5) + publish(9)))
+    session.publish(Message("answer", b"2", 1), 2, settles=two)
+    assert [packet.topic for packet in sent(session)] == ["answer"], "two waits for one"
+    session.publish(Message("answer", b"1", 1), 1, settles=one)
+    answer, *pubacks = sent(session)
+    assert answer.payload == b"1"
+    assert ids(pubacks) == [5, 9]
+
+
+def test_nothing_is_settled_by_a_publish_that_waits_for_the_window() -> None:
+    session = MqttSession(Options("d"))
+    opened(session, receive_max=1)
+    (one,) = deliveries(session.receive(publish(5)))
+    session.publish(Message("other", qos=1), 1)
+    session.publish(Message("answer", qos=1), 2, settles=one)
+    (other,) = sent(session)
+    session.receive(mqtt5.PubAckPacket(other.packet_id).write())
+    answer, puback = sent(session)
+    assert (answer.topic, puback.packet_id) == ("answer", 5)
+
+
+def test_nothing_is_settled_by_a_publish_that_is_too_large() -> None:
+    session = MqttSession(Options("d"))
+    opened(session, max_packet_size=100)
+    (one,) = deliveries(session.receive(publish(5)))
+    session.publish(Message("answer", b"x" * 200, 1), 1, settles=one)
+    assert sent(session) == []
+    assert session.take_events() == [Published(1, 0x95, None)]
+    session.publish(Message("answer", b"x", 1), 2, settles=one)
+    assert [type(packet) for packet in sent(session)] == [mqtt5.PublishPacket, mqtt5.PubAckPacket]
+
+
+def test_what_a_publish_has_settled_is_not_surfaced_again_after_a_cut() -> None:
+    session = connected()
+    (one,) = deliveries(session.receive(publish(5)))
+    session.publish(Message("answer", qos=1), 1, settles=one)
+    assert len(sent(session)) == 2, "and the broker reads neither"
+    session.closed()
+    opened(session, session_present=True)
+    (answer,) = sent(session)
+    assert (answer.topic, answer.duplicate) == ("answer", True)
+    assert session.receive(publish(5, duplicate=True)) == []
+    assert ids(sent(session)) == [5]
+
+
 @given(st.permutations(range(12)), st.sets(st.integers(0, 11)))
 def test_any_order_of_puback_keeps_the_order_of_receipt(order: list[int], flush_after: set[int]) -> None:
     session = connected()
