@@ -5,6 +5,7 @@ sender is told. A reply or a room event has no sender who could be: what is wron
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,12 +60,12 @@ class CommandReader:
         self._named = 0
 
     def read(
-        self, serial: str, message: Message, delivery: int | None, duplicate: bool, now: float
+        self, serial: str, message: Message, delivery: int | None, duplicate: bool, clock: Callable[[], float]
     ) -> Command | Replied | str:
         """Return the fact that a message on the link of `serial` is, or why a reply is unusable.
 
         Args:
-            now: Unix time, for commands that say when they end.
+            clock: tells Unix time, for commands that say when they end.
         """
         address = self._topics.parse(message.topic)
         if isinstance(address, ReplyTopic):
@@ -77,7 +78,8 @@ class CommandReader:
         event = self._catalog[name]
         args, payload, bad_payload = self._payload(event, message)
         timeout_s, bad_timeout = self._ack_timeout_s(event, _property(message, "ack-timeout-ms"))
-        named, bad_id = self._id(_property(message, "id") if id is None else id)
+        given = _property(message, "id") if id is None else id
+        named, bad_id = self._id(given)
         acks = self._topics.acks(serial, name, id)
         answer, bad_answer = self._answer(acks, message, _property(message, "traceparent"))
         return Command(
@@ -86,13 +88,14 @@ class CommandReader:
             args=args,
             answer=answer,
             qos=message.qos,
-            lifetime_s=self._lifetime_s(event, message, payload, timeout_s, now),
+            lifetime_s=self._lifetime_s(event, message, payload, timeout_s, clock),
             ack_timeout_s=timeout_s,
             delivery=delivery,
             duplicate=duplicate,
             refusal=bad_topic or self._catalog.refusal(name) or bad_payload or bad_timeout or bad_id or bad_answer,
             size_bytes=len(message.payload),
             expires_in_broker=message.expiry_s is not None,
+            is_named=named is given,
         )
 
     def _new_id(self) -> str:
@@ -134,7 +137,9 @@ class CommandReader:
             return (), None, f"payload: {problem}"
         return (msgspec.Raw(message.payload),) if message.payload else (), payload, None
 
-    def _lifetime_s(self, event: Event, message: Message, payload: object, ack_timeout_s: float, now: float) -> float:
+    def _lifetime_s(
+        self, event: Event, message: Message, payload: object, ack_timeout_s: float, clock: Callable[[], float]
+    ) -> float:
         """Message Expiry, else `ended_at`, the event's, the default; QoS 0 lives one ack timeout (README, Outcomes)."""
         if message.qos == 0:
             return ack_timeout_s
@@ -142,7 +147,7 @@ class CommandReader:
             return float(message.expiry_s)
         ends = ended_at(payload) if event.may_end else None
         if ends is not None:
-            return ends.timestamp() - now
+            return ends.timestamp() - clock()
         return self._policy.lifetime_s if event.lifetime_s is None else event.lifetime_s
 
 

@@ -98,7 +98,7 @@ class Deliveries:
 
     def command(self, command: f.Command, now: float) -> None:
         """Take a command: emit it, hold it, or answer it at once."""
-        if command.duplicate and command.delivery is not None and self._known(command.id, command.delivery):
+        if command.duplicate and command.delivery is not None and self._known(command, command.delivery, now):
             self._pump(now)
             return
         self._next_order += 1
@@ -138,13 +138,13 @@ class Deliveries:
         self._shared.commands.used += commands
         self._shared.bytes.used += size_bytes
 
-    def _known(self, id: str, delivery: int) -> bool:
+    def _known(self, command: f.Command, delivery: int, now: float) -> bool:
         """Take a redelivery of a command that is open or answered: it is settled with it, and not emitted for it."""
-        if self._outcomes.repeat(id, delivery):
+        if self._outcomes.repeat(command, now + command.lifetime_s):
             self._unsettled[delivery] = None
             return True
         for job in (*self._emitted.values(), *self._queue.values()):
-            if job.command.id == id:
+            if job.command.id == command.id:
                 self._redeliver(job, delivery)
                 return True
         return False

@@ -52,7 +52,8 @@ class Command(Value):
     """A service published a command; `refusal` is set when it can only be rejected.
 
     `lifetime_s` counts from now, and with `expires_in_broker` the broker does not deliver it any more after that;
-    `duplicate` says that the broker has delivered it before; `size_bytes` is its payload.
+    `duplicate` says that the broker has delivered it before; `size_bytes` is its payload. `is_named`: the id is its
+    sender's, and the same when it is delivered again.
     """
 
     __slots__ = (
@@ -64,6 +65,7 @@ class Command(Value):
         "event",
         "expires_in_broker",
         "id",
+        "is_named",
         "lifetime_s",
         "qos",
         "refusal",
@@ -84,6 +86,7 @@ class Command(Value):
         refusal: str | None = None,
         size_bytes: int = 0,
         expires_in_broker: bool = False,
+        is_named: bool = True,
     ) -> None:
         self.id: Final = id
         self.event: Final = event
@@ -97,6 +100,7 @@ class Command(Value):
         self.refusal: Final = refusal
         self.size_bytes: Final = size_bytes
         self.expires_in_broker: Final = expires_in_broker
+        self.is_named: Final = is_named
 
 
 class Replied(Value):

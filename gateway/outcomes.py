@@ -47,10 +47,11 @@ class Outcomes:
         self._effects = effects
         self._next_token = 0
         self._publishing: dict[int, _Final] = {}  # token → what the broker has not answered for
-        self._answered: dict[str, _Final] = {}  # id of a QoS 1 command → its outcome
+        # id of a QoS 1 command → its outcome as JSON: one object, which the garbage collector need not look into
+        self._answered: dict[str, bytes] = {}
 
-    def say(self, outcome: Outcome, answer: f.Answer, token: int | None = None, settles: int | None = None) -> None:
-        """Publish an outcome, and after it the PUBACK of the delivery that it settles."""
+    def say(self, outcome: Outcome, answer: f.Answer, token: int | None = None, settles: int | None = None) -> bytes:
+        """Publish an outcome, and after it the PUBACK of the delivery that it settles; return it as JSON."""
         properties: tuple[tuple[str, str], ...] = (("id", outcome.id), ("status", outcome.status))
         if answer.traceparent is not None:
             properties = (*properties, ("traceparent", answer.traceparent))
@@ -63,22 +64,27 @@ class Outcomes:
             user_properties=properties,
         )
         self._effects.append(f.Publish(message, token, False, outcome, settles))
+        return message.payload
 
     def conclude(self, outcome: Outcome, command: f.Command, delivery: int | None, expires_at: float) -> None:
         """Publish a final outcome, to hear of it again in `published`."""
         final = _Final(outcome, command.answer, delivery, expires_at if command.expires_in_broker else None)
-        self._publish(final)
-        if command.qos:
-            self._answered[command.id] = final
+        payload = self._publish(final)
+        if command.qos and command.is_named:
+            self._answered[command.id] = payload
             if len(self._answered) > REMEMBERED:
                 del self._answered[next(iter(self._answered))]
 
-    def repeat(self, id: str, delivery: int) -> bool:
-        """Publish a remembered outcome again, for another delivery of its command. Whether it is remembered."""
-        final = self._answered.get(id)
-        if final is not None:
-            self._publish(final.settling(delivery))
-        return final is not None
+    def repeat(self, command: f.Command, expires_at: float) -> bool:
+        """Publish the outcome of a command that is delivered again. Whether it is remembered."""
+        payload = self._answered.get(command.id)
+        if payload is None:
+            return False
+        outcome = msgspec.json.decode(payload, type=Outcome)
+        self._publish(
+            _Final(outcome, command.answer, command.delivery, expires_at if command.expires_in_broker else None)
+        )
+        return True
 
     def published(self, token: int, code: int) -> int | None:
         """The broker answered for an outcome; return the delivery that it has settled.
@@ -118,10 +124,10 @@ class Outcomes:
                 self.say(final.outcome, final.answer)
         self._publishing.clear()
 
-    def _publish(self, final: _Final) -> None:
+    def _publish(self, final: _Final) -> bytes:
         self._next_token += 1
         self._publishing[self._next_token] = final
-        self.say(final.outcome, final.answer, self._next_token, final.delivery)
+        return self.say(final.outcome, final.answer, self._next_token, final.delivery)
 
 
 def _encode(outcome: Outcome) -> bytes:

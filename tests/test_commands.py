@@ -30,7 +30,7 @@ def reader() -> CommandReader:
 
 def read(topic: str, payload: bytes = b"", qos: int = 1, **properties: Any) -> Command:
     """Read what is published below the commands of the device s1."""
-    command = reader().read("s1", Message(COMMANDS + topic, payload, qos, **properties), 7, False, NOW)
+    command = reader().read("s1", Message(COMMANDS + topic, payload, qos, **properties), 7, False, lambda: NOW)
     assert isinstance(command, Command)
     return command
 
@@ -45,7 +45,7 @@ def json_of(command: Command) -> list[object]:
 
 def test_a_command() -> None:
     message = Message(COMMANDS + "media_stop", b'{ "stop": true }', qos=1)
-    command = reader().read("s1", message, 7, True, NOW)
+    command = reader().read("s1", message, 7, True, lambda: NOW)
     assert isinstance(command, Command)
     assert command.event is EVENTS["media_stop"]
     assert json_of(command) == [b'{ "stop": true }']  # as it came, white space and all
@@ -61,7 +61,7 @@ LAMP = Event("blink", "", "", Schema({"required": ["n"]}), ack=None, lifetime_s=
 def of_own(event: str, payload: bytes, qos: int = 1, **properties: Any) -> Command:
     """Read a command of a deployment that has one event of its own, and takes no others."""
     reading = CommandReader(Topics("gw/v1"), Catalog([LAMP], rejects_unknown=True), POLICY, "new")
-    command = reading.read("s1", Message(COMMANDS + event, payload, qos, **properties), 7, False, NOW)
+    command = reading.read("s1", Message(COMMANDS + event, payload, qos, **properties), 7, False, lambda: NOW)
     assert isinstance(command, Command)
     return command
 
@@ -150,7 +150,7 @@ def test_refusals(event: str, payload: bytes, properties: dict[str, Any], refusa
 def test_json_that_is_too_deep_is_refused() -> None:
     deep = CommandReader(Topics("gw/v1"), Catalog(), Policy(), "new")
     for event, payload in (("x", b"[" * 100_000), ("media_stop", b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}")):
-        command = deep.read("s1", Message(COMMANDS + event, payload), None, False, NOW)
+        command = deep.read("s1", Message(COMMANDS + event, payload), None, False, lambda: NOW)
         assert isinstance(command, Command)
         assert command.refusal is not None
         assert command.refusal.startswith("payload: ")
@@ -183,13 +183,15 @@ def test_an_id_comes_from_the_topic_else_from_the_property_else_is_made() -> Non
     assert with_user(("id", "mine"), ("id", "second")).id == "mine"
     assert with_user(("id", "mine")).answer.topic == ACKS + "device_status"
     assert with_user(("Id", "mine")).id == "new-1"
+    assert with_user(("id", "mine")).is_named
+    assert not with_user(("Id", "mine")).is_named
 
 
 @pytest.mark.parametrize("id", ["", "x" * 129, "é" * 65, "a\nb", "\x00", "\x85", "\ufffe", "\ud800"])
 def test_an_id_that_an_outcome_cannot_carry_is_replaced(id: str) -> None:
     """As a user property of a QoS 1 publish it would make brokers close the device's link, again and again."""
     command = with_user(("id", id))
-    assert command.id == "new-1"
+    assert (command.id, command.is_named) == ("new-1", False)
     assert command.refusal is not None
     assert command.refusal.startswith("id: ")
 
@@ -254,7 +256,7 @@ def test_lifetime(qos: int, expiry_s: int | None, payload: bytes, lifetime_s: fl
 
 def test_what_has_ended_has_no_lifetime_left() -> None:
     assert read("text_notifications", ENDED).lifetime_s < 0
-    later = reader().read("s1", Message(COMMANDS + "text_notifications", ENDS, 1), 7, False, NOW + 120)
+    later = reader().read("s1", Message(COMMANDS + "text_notifications", ENDS, 1), 7, False, lambda: NOW + 120)
     assert isinstance(later, Command)
     assert later.lifetime_s == -60.0
 
@@ -265,14 +267,14 @@ def test_ended_at_of_an_unlisted_event_means_nothing() -> None:
 
 def test_replies() -> None:
     replies = "gw/v1/devices/s1/replies/ask/q%2F1"
-    assert reader().read("s1", Message(replies), 7, False, NOW) == Replied("q/1", (), 7)
+    assert reader().read("s1", Message(replies), 7, False, lambda: NOW) == Replied("q/1", (), 7)
     binary = Message(replies, b"\xff", content_type=BINARY_TYPE)
-    assert reader().read("s1", binary, None, False, NOW) == Replied("q/1", (b"\xff",))
-    reply = reader().read("s1", Message(replies, b'{"a": 1}'), 7, False, NOW)
+    assert reader().read("s1", binary, None, False, lambda: NOW) == Replied("q/1", (b"\xff",))
+    reply = reader().read("s1", Message(replies, b'{"a": 1}'), 7, False, lambda: NOW)
     assert isinstance(reply, Replied)
     assert [bytes(arg) for arg in reply.args if isinstance(arg, msgspec.Raw)] == [b'{"a": 1}']
     for payload in (b"{", b'"\xff"', b"[" * 100_000):
-        problem = reader().read("s1", Message(replies, payload), 7, False, NOW)
+        problem = reader().read("s1", Message(replies, payload), 7, False, lambda: NOW)
         assert isinstance(problem, str)
         assert problem.startswith("reply: ")
 
@@ -304,7 +306,7 @@ MESSAGES = st.builds(
 @example(Message(COMMANDS + "text_notifications", b'{"notifications":[],"ended_at":"0001-01-01T00:00+23:59"}', 1))
 @example(Message(COMMANDS + "text_notifications", b'{"notifications":[],"ended_at":"9999-12-31T23:59-23:59"}', 1))
 def test_no_message_makes_it_raise(message: Message) -> None:
-    result = reader().read("s1", message, 7, False, NOW)
+    result = reader().read("s1", message, 7, False, lambda: NOW)
     if not isinstance(result, Command):
         return
     assert is_id(result.id)

@@ -179,7 +179,7 @@ class Owner:
         for event in [*events, *self.mqtt.take_events()]:
             match event:
                 case Received():
-                    read = READER.read("AC1", event.message, event.delivery, event.duplicate, BEGINNING.timestamp())
+                    read = READER.read("AC1", event.message, event.delivery, event.duplicate, BEGINNING.timestamp)
                     assert isinstance(read, f.Command)
                     self.handle(read)
                 case Settled():

@@ -449,6 +449,15 @@ def test_a_redelivered_command_whose_outcome_is_known_is_answered_from_memory(wo
     assert world.settled == [77]
 
 
+def test_what_the_gateway_named_is_not_remembered_for_nobody_can_deliver_it_again(world: World) -> None:
+    world.attach()
+    world.send(id="gw-1", is_named=False)
+    world.ack(1)
+    assert not world.session._deliveries._outcomes._answered
+    world.send(id="gw-2", is_named=False, duplicate=True, delivery=77)
+    assert world.emits == [2]
+
+
 def test_a_redelivered_command_that_is_open_is_not_emitted_again(world: World) -> None:
     world.attach()
     world.send("bind_class", id="same")
