@@ -113,6 +113,8 @@ class Deliveries:
             self._finish(job, now, "expired", error="it had ended before it came")
         elif self._socket is None and command.qos == 0:
             self._finish(job, now, "offline")
+        elif self._socket is not None and not (self._queue or self._held or job.at_most_once) and self._fits(job):
+            self._emit(job, self._socket, now)
         else:
             self._queue[job.order] = job
             self._pump(now)
@@ -121,16 +123,12 @@ class Deliveries:
                 self._tell_queued(job, now)
 
     def _over_a_limit(self) -> str | None:
-        limits, shared = self._limits, self._shared
+        limits = self._limits
         if self._open > limits.max_commands:
             return f"queue full: {limits.max_commands} commands are open"
         if self._open_bytes > limits.max_command_bytes:
             return f"queue full: open commands hold over {limits.max_command_bytes} bytes"
-        if shared.commands.is_over:
-            return f"node full: {shared.commands.limit} commands of all devices are open"
-        if shared.bytes.is_over:
-            return f"node full: open commands of all devices hold over {shared.bytes.limit} bytes"
-        return None
+        return self._shared.refusal
 
     def _hold(self, commands: int, size_bytes: int) -> None:
         self._open += commands
@@ -278,13 +276,15 @@ class Deliveries:
             job = next(iter(self._queue.values()))
             if job.expires_at <= now:
                 self._expire(job, now)
-            elif self._emitted and self._emitted_bytes + job.command.size_bytes > self._limits.max_emitted_bytes:
-                break  # the next ack goes on: the device would be closed as slow for what we pile up
-            elif self._may_emit(job):
+            elif self._fits(job) and self._may_emit(job):
                 del self._queue[job.order]
                 self._emit(job, self._socket, now)
             else:
                 break
+
+    def _fits(self, job: _Job) -> bool:
+        """Whether it may be emitted beside what was: the device would be closed as slow for what we pile up."""
+        return not self._emitted or self._emitted_bytes + job.command.size_bytes <= self._limits.max_emitted_bytes
 
     def _may_emit(self, job: _Job) -> bool:
         """Whether a command may be emitted now; settles one first that must never be delivered again."""

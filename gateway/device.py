@@ -64,20 +64,14 @@ class Device:
     def __init__(
         self, serial: str, credentials: Credentials, around: Surroundings, gone: Callable[["Device"], None]
     ) -> None:
-        self.serial = serial
-        self.claims = 0
-        self.used = False
-        self._around = around
-        self._gone = gone
-        self._loop = asyncio.get_running_loop()
+        # First what every message needs, for it to be side by side.
         self._session = DeviceSession(
             serial, around.life, around.topics, around.catalog, around.limits, around.shared, secrets.token_hex(4)
         )
-        self._timer: asyncio.TimerHandle | None = None
+        self._around = around
+        self.serial = serial
         self._timer_at = inf  # uvloop's handles do not say, where the time has passed
-        self._park: asyncio.TimerHandle | None = None
         self._changes: tuple[asyncio.Future[None], ...] = ()  # who waits for something to change
-        self._ready = False  # commands reach us: the broker granted the subscriptions
         links = around.links
         self.link: Link | None = Link(
             links.address,
@@ -91,6 +85,13 @@ class Device:
             may_reconnect=self._may_reconnect,
             waiting_bytes=around.waiting_bytes,
         )
+        self.claims = 0
+        self.used = False
+        self._gone = gone
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._park: asyncio.TimerHandle | None = None
+        self._ready = False  # commands reach us: the broker granted the subscriptions
 
     @property
     def online(self) -> bool:

@@ -39,6 +39,15 @@ class Shared:
         self.commands = Budget(max_commands)
         self.bytes = Budget(max_bytes)
 
+    @property
+    def refusal(self) -> str | None:
+        """Why a command is refused that makes them more than they may be; None if it does not."""
+        if self.commands.is_over:
+            return f"node full: {self.commands.limit} commands of all devices are open"
+        if self.bytes.is_over:
+            return f"node full: open commands of all devices hold over {self.bytes.limit} bytes"
+        return None
+
 
 class Pace:
     """Turns, at most so many a second; `now` in monotonic seconds."""

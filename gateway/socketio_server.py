@@ -116,7 +116,7 @@ class Server:
             BAD_PACKET: it means nothing.
         """
         list_at = 0
-        if isinstance(data, str) and connection.sid not in self._binary_packet:
+        if isinstance(data, str) and not (self._binary_packet and connection.sid in self._binary_packet):
             if data == _CONNECT:
                 return CONNECT, None, None, None
             list_at = plain(data)

@@ -112,7 +112,6 @@ class SocketServer:
         self._path = path
         self._numbers = count(1)
         self._by_number: dict[int, Socket] = {}
-        self._by_engine_sid: dict[str, Socket] = {}
         self._server = Server(self, options, admission, proxies)
         self._server.engine.on_refused = owner.refused
         self._server.engine.relay = relay
@@ -167,13 +166,13 @@ class SocketServer:
 
     def emitted(self, connection: Connection, event: str, args: Args, ack_id: int | None) -> Pending:
         """An event came in; one before the socket joined has no meaning."""
-        socket = self._by_engine_sid.get(connection.sid)
-        return None if socket is None else self._owner.emitted(socket, event, args, ack_id)
+        socket = connection.peer
+        return self._owner.emitted(socket, event, args, ack_id) if isinstance(socket, Socket) else None
 
     def acked(self, connection: Connection, emit_id: int, args: Args) -> None:
         """An ack came in."""
-        socket = self._by_engine_sid.get(connection.sid)
-        if socket is not None:
+        socket = connection.peer
+        if isinstance(socket, Socket):
             self._owner.acked(socket, emit_id, args)
 
     def join(self, connection: Connection, auth: object) -> None:
@@ -181,33 +180,33 @@ class SocketServer:
 
         Engine.IO 3 has joined before it can say anything: when it asks, and says who it is, that only introduces it.
         """
-        known = self._by_engine_sid.get(connection.sid)
+        known = connection.peer
         if known is not None and not (auth and connection.generation.revision == 3):
             refuse(connection, UNABLE)
             return
-        socket = known or Socket(next(self._numbers), connection)
+        socket = known if isinstance(known, Socket) else Socket(next(self._numbers), connection)
         problem = self._owner.introduced(socket, auth)
         if problem is not None:
             refuse(connection, problem)
             return
-        self._by_number[socket.number] = self._by_engine_sid[connection.sid] = socket
+        self._by_number[socket.number] = connection.peer = socket
         accept(connection, self._server.engine.generate_id)
         if known is None:
             self._owner.connected(socket)
 
     def leave(self, connection: Connection) -> None:
         """A peer leaves the only namespace that there is."""
-        if connection.sid in self._by_engine_sid:
+        if connection.peer is not None:
             connection.close(CloseReason.CLIENT)
 
     def _upgraded(self, connection: Connection) -> None:
-        socket = self._by_engine_sid.get(connection.sid)
-        if socket is not None:
+        socket = connection.peer
+        if isinstance(socket, Socket):
             self._owner.upgraded(socket)
 
     def closed(self, connection: Connection, reason: CloseReason) -> None:
         """A connection is over."""
-        socket = self._by_engine_sid.pop(connection.sid, None)
-        if socket is not None:
+        socket, connection.peer = connection.peer, None
+        if isinstance(socket, Socket):
             del self._by_number[socket.number]
             self._owner.closed(socket, reason)

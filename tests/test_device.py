@@ -51,7 +51,8 @@ class Peers:
         self.sockets.join(connection, None)
         session.park(0.0)
         session.take()  # that it has joined
-        socket = self.sockets._by_engine_sid[session.sid]
+        socket = connection.peer
+        assert isinstance(socket, Socket)
         self.here.append(socket)
         return socket
 

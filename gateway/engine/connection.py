@@ -81,25 +81,28 @@ class Connection:
         "_told",
         "_wakes_at",
         "environ",
+        "peer",
         "posting",
         "read_at",
         "session",
     )
 
     def __init__(self, app: Application, session: Session, environ: dict[str, Any]) -> None:
+        # First what every message needs, for it to be side by side.
         self.session = session
-        self.environ = environ
-        self.posting = False
         self.read_at = 0.0  # when the latest packet was read, in monotonic seconds
+        self.peer: object = None  # what the application makes of it; the application's to set
+        self._socket: WebSocket | None = None  # which carries the session, and takes what is sent
         self._app = app
         self._busy = 0
         self._paid_until = 0.0  # when what the peer sent would have been sent at its rate
+        self.environ = environ
+        self.posting = False
         self._told = False
         self._wakes_at = inf  # when it will be ticked at the latest
         self._taken = 0
         self._poll: asyncio.Future[None] | None = None
         self._probe: WebSocket | None = None
-        self._socket: WebSocket | None = None  # which carries the session, and takes what is sent
 
     # -- for the application ---------------------------------------------------------------------------
 

@@ -80,20 +80,22 @@ class WebSocket(asyncio.Protocol):
 
     def __init__(self, transport: asyncio.Transport, options: EngineOptions, compress: int, head: bytes) -> None:
         transport.set_write_buffer_limits(high=options.max_buffer_bytes)
-        self._transport = transport
-        self._head = head
-        self._compress = compress
-        self._deflate_over_bytes = options.deflate_websockets_over_bytes if compress else None
-        self._inbox: Inbox | None = Inbox(self, asyncio.get_running_loop())
+        inbox = Inbox(self, asyncio.get_running_loop())
         max_bytes = options.max_payload_bytes + 1  # aiohttp refuses what is as long as this
-        self.parser: WebSocketReader | None = WebSocketReader(self._inbox, max_bytes, bool(compress), True)
-        self._hearer: Hearer | None = None
-        self._behind: asyncio.Task[None] | None = None
+        # First what every message needs, for it to be side by side.
+        self._left_bytes: int | None = None  # that may still come; None: as many as it likes
+        self.parser: WebSocketReader | None = WebSocketReader(inbox, max_bytes, bool(compress), True)
         self._turn = 0  # frames that were taken in this turn of the event loop
+        self._behind: asyncio.Task[None] | None = None
+        self._hearer: Hearer | None = None
         self._stalled = False  # the transport's buffer is full
+        self._deflate_over_bytes = options.deflate_websockets_over_bytes if compress else None
+        self._head = head
+        self._transport = transport
+        self._inbox: Inbox | None = inbox
+        self._compress = compress
         self._reading_paused = False
         self._code = GOODBYE
-        self._left_bytes: int | None = None  # that may still come; None: as many as it likes
         self._flooded: Callable[[], None] | None = None
 
     # -- messages in -----------------------------------------------------------------------------------

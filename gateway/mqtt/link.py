@@ -76,27 +76,28 @@ class Link:
         waiting_bytes: Budget | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
+        # First what every message needs, for it to be side by side.
+        self._session = MqttSession(options, waiting_bytes)
+        self._current: Connection | None = None
+        self._owner = owner
+        self.read_at = 0.0  # when the latest bytes came, in monotonic seconds
+        self._drained: asyncio.Future[None] | None = None  # `close()` waits for the last PUBACK
         self._address = address
         self._tls = tls
         self._credentials = credentials
-        self._owner = owner
         self._alarms = alarms
         self._backoff = backoff
         self._connect_timeout_s = connect_timeout_s
         self._may_reconnect = may_reconnect
         self._uniform = uniform
-        self._session = MqttSession(options, waiting_bytes)
         self._wanted = False  # whether to reconnect
         self._ended = False  # no attempt may begin before the next `open()`
         self._failures = 0  # attempts since the last Opened
         self._cut_without_reason = False  # how the last connection ended
-        self._current: Connection | None = None
         self._task: asyncio.Task[Any] | None = None  # connects, or waits to
         self._attempting: asyncio.Task[Verdict] | None = None  # the one connection that proves itself
         self._proofs: asyncio.Lock | None = None  # in the order of `prove()`
         self._held: Closed | None = None  # loss of the current connection while another proves itself
-        self._drained: asyncio.Future[None] | None = None  # `close()` waits for the last PUBACK
-        self.read_at = 0.0  # when the latest bytes came, in monotonic seconds
 
     # --- connecting
 

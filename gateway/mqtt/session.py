@@ -90,17 +90,17 @@ class MqttSession:
     )
 
     def __init__(self, options: Options, waiting_bytes: Budget | None = None) -> None:
-        self._options = options
+        # First what every packet needs, for it to be side by side.
+        self._connected = False
+        self._partial: bytearray | None = None  # the beginning of a packet
         self._events: list[Event] = []
         self._inbox = Inbox(options.receive_maximum, self._events)
         self._outbox = Outbox(options, self._events, waiting_bytes, self._inbox)
-        # of the connection
-        self._connected = False
-        self._keep_alive_s = options.keep_alive_s
+        self._options = options
+        self._out: list[bytes] = []
         self._sent_at = 0.0
         self._pinged_at: float | None = None
-        self._out: list[bytes] = []
-        self._partial: bytearray | None = None  # the beginning of a packet
+        self._keep_alive_s = options.keep_alive_s  # of the connection
         self._partial_needs = 0  # how long it must be before it is worth a look
         # subscriptions, all None while nothing is out of the ordinary
         self._desired: dict[str, Subscription] | None = None  # by topic filter; None = those of the options
