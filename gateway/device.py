@@ -111,18 +111,17 @@ class Device:
         """
         now = monotonic() if read_at is None else read_at
         effects = self._session.handle(fact, now)
-        overhead = self._around.metrics.sessions.observe(fact, effects, now)
+        counted = self._around.metrics.sessions
+        stage = counted.observe(fact, effects, now)
         for observer in self._around.observers:
             observer.observe(self.serial, fact, effects, now)
         for effect in effects:
             if not isinstance(effect, f.Conclude):  # which only says what became of a command
                 self._carry_out(effect)
-        done_at: float | None = None
-        if overhead is not None and read_at is not None:
-            done_at = monotonic()
-            overhead.observe(done_at - read_at)
+        # The link takes the time from there: a look at the clock costs 0.3 µs in between all else.
+        done_at = counted.done(stage, read_at) if stage is not None and read_at is not None else None
         if flush and effects and self.link is not None:
-            self.link.flush(done_at)  # one look at the clock for both: it takes 0.3 µs
+            self.link.flush(done_at)
         if self._changes and not self._session.in_flight:
             self._changed()  # somebody waits: for the link, or for the last ack
         self._arm()

@@ -71,8 +71,7 @@ class SessionMetrics:
     def observe(self, fact: f.Fact, effects: list[f.Effect], now: float) -> Histogram | None:
         """Count one step of a session, before its effects are carried out.
 
-        Returns what observes how long the gateway took, from reading what the step is about until its effects are
-        carried out; None for a step whose time says nothing.
+        Returns the stage that it belongs to, for `done`; None for a step whose time says nothing.
         """
         if isinstance(fact, f.Acked):
             if len(effects) == 2 and isinstance(effects[1], f.Publish):
@@ -96,6 +95,12 @@ class SessionMetrics:
                 on_effect(effect, now)
         on_fact = self._on_fact.get(type(fact))
         return None if on_fact is None else on_fact(fact, effects)
+
+    def done(self, stage: Histogram, read_at: float) -> float:
+        """Observe how long the gateway took since it has read what a step is about; return the time it is now."""
+        now = monotonic()
+        stage.observe(now - read_at)
+        return now
 
     def count_open(self, commands: Callable[[], int], size_bytes: Callable[[], int]) -> None:
         """Ask these for the open commands of all devices, and for the bytes of their payloads."""

@@ -1,6 +1,11 @@
-"""What counting costs: commands that are counted once, as they are, and twice, in turns in one process.
+"""What counting costs a command: alone, in its place, and in commands that are counted twice.
 
-    python -m tests.bench.metrics_cost            # 50,000 commands each; half a minute
+    python -m tests.bench.metrics_cost            # 50,000 commands each; a minute
+
+Alone: the time that the metrics take for one command, observed again and again.
+
+In its place: the part of the samples of py-spy, while commands never stop coming, in which a function of the metrics is
+on the stack, of the CPU of a command; reads of the clock and the folding of values included.
 
 Twice: a second set of metrics observes sessions and links as the first does, with a clock read where the first has one.
 What lets it in is not compiled, and lets in what does nothing where commands are counted once. So the difference is
@@ -9,17 +14,18 @@ is because functions may be compiled, which nobody can replace. Blocks of comman
 and so on while commands never stop coming, and the gateway itself reads the CPU of its thread between them: nothing
 else changes. It ends with an assertion if the second set counted other commands than those that were to be counted
 twice.
-
-Beside it, the time of counting alone: what one command is to the metrics, observed again and again.
 """
 
 import asyncio
+import re
 import statistics
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from math import sqrt
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any, Final
 
@@ -41,7 +47,7 @@ from gateway.mqtt import Published
 from gateway.session import DeviceSession
 from gateway.surroundings import Surroundings
 from gateway.topics import Topics
-from tests.bench import contenders, parts, workloads
+from tests.bench import contenders, parts, profile, workloads
 from tests.bench.contenders import CONTENDERS, Contender, Timers
 from tests.bench.plan import QUICK
 
@@ -54,6 +60,8 @@ ANSWERED: Final = Published(1, 0, 0.0)
 COUNTED: Final = "commands_counted_twice"
 CPU: Final = "command_cpu_microseconds"
 ALONE: Final = 100_000  # commands that are observed only
+SAMPLED_S: Final = 30.0
+COUNTS: Final = re.compile(r"(session_metrics|edge_metrics|instruments)(___|\.py)")  # in a frame, compiled or not
 
 
 def _observe_nothing(_: f.Fact, __: list[f.Effect], ___: float) -> None:
@@ -85,9 +93,9 @@ class Second(Collector):
 
     def observe(self, _: str, fact: f.Fact, effects: list[f.Effect], now: float) -> None:
         """See `gateway.surroundings.Observer`."""
-        overhead = self._observe(fact, effects, now)
-        if overhead is not None:  # as in `Device.handle`, which looks at the clock for an outcome in any case
-            overhead.observe((monotonic() if isinstance(fact, f.Command) else now) - now)
+        stage = self._observe(fact, effects, now)
+        if stage is not None:  # as in `Device.handle`
+            self.metrics.sessions.done(stage, now)
         if isinstance(fact, f.Published) and fact.token > 0:  # of an outcome, not of presence: a command is done
             self._answered(ANSWERED, now)
             self._left -= 1
@@ -185,9 +193,9 @@ def alone() -> tuple[Callable[[], None], Callable[[], None]]:
 
     def once() -> None:
         for fact, effects in (command, emit), (acked, conclude), (published, nothing):
-            overhead = observe(fact, effects, now)
-            if overhead is not None:  # as in `Device.handle`
-                overhead.observe(monotonic() - now)
+            stage = observe(fact, effects, now)
+            if stage is not None:  # as in `Device.handle`
+                metrics.sessions.done(stage, now)
         observe_puback(answered, now)
 
     return once, metrics.instruments.fold
@@ -207,6 +215,25 @@ def alone_us(blocks: int = 100) -> float:
     return statistics.median(block(once, fold) - block(_do_nothing, _do_nothing) for _ in range(blocks))
 
 
+async def sampled(us: float) -> str:
+    """What counting takes in its place of a command that takes `us` microseconds, and how it was found."""
+    with TemporaryDirectory() as directory:
+        samples = Path(directory, "samples")
+        async with parts.stage(CONTENDERS["gateway"], QUICK, Timers()) as on:
+            await on.fleet.connect(DEVICES)
+            commands = workloads.Commands(on.service, DEVICES)
+            commands.saturate(WINDOW)
+            async with profile.recorded(on.gateway[0], samples):
+                await asyncio.sleep(SAMPLED_S)
+            await commands.finish()
+        part, count = profile.share(samples.read_text().splitlines(), COUNTS.search)
+    doubt = 2 * sqrt(part * (1 - part) / count)
+    return (
+        f"counting in its place: {part * us:.2f} µs a command, {part:.2%} of {count:,} samples "
+        f"({doubt * us:.2f} µs either way is by chance)"
+    )
+
+
 @click.command()
 @click.option("--pairs", default=PAIRS, show_default=True, help=f"Each has {BLOCK} commands counted twice, and once.")
 def main(pairs: int) -> None:
@@ -217,6 +244,7 @@ def main(pairs: int) -> None:
         figures = uvloop.run(measure(pairs))
     except contenders.Unusable as problem:
         raise click.ClickException(str(problem)) from None
+    click.echo(uvloop.run(sampled(statistics.median(figures[1]))))
     for name, values in zip(("twice", "once"), figures, strict=True):
         low, middle, high = statistics.quantiles(values)
         click.echo(f"{name:<8}{middle:6.1f} µs of CPU a command (half of {pairs} blocks: {low:.1f} to {high:.1f})")
@@ -224,7 +252,7 @@ def main(pairs: int) -> None:
     ratios = [one / other for one, other in zip(*figures, strict=True)]
     low, middle, high = statistics.quantiles(more)
     click.echo(
-        f"metrics cost {middle:.1f} µs a command, the median of the differences in pairs (half of them: {low:.1f} to "
+        f"a second set: {middle:.1f} µs a command, the median of the differences in pairs (half of them: {low:.1f} to "
         f"{high:.1f}; {_doubt(more):.1f} either way is by chance); ratio {statistics.median(ratios):.3f}; "
         f"{pairs * BLOCK:,} commands each"
     )

@@ -4,7 +4,7 @@ import asyncio
 import signal
 from asyncio.subprocess import DEVNULL
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -18,8 +18,17 @@ WATCHDOG: Final = "Pulse._watch"  # a thread that waits; py-spy takes it for one
 
 @asynccontextmanager
 async def sampled(pid: int, report: Path) -> AsyncIterator[None]:
-    """Sample a process with py-spy while the context is open, native frames included; the tables go to `report`."""
+    """Sample a process while the context is open; the tables go to `report`."""
     samples = report.with_suffix(".folded")
+    async with recorded(pid, samples):
+        yield
+    report.write_text(tables(samples.read_text().splitlines()))
+    samples.unlink()
+
+
+@asynccontextmanager
+async def recorded(pid: int, samples: Path) -> AsyncIterator[None]:
+    """Sample a process with py-spy while the context is open, native frames included, into a file of folded stacks."""
     options = ("--native", "--format", "raw", "--rate", str(PER_S), "--duration", "600", "--output", str(samples))
     process = await asyncio.create_subprocess_exec(
         "py-spy", "record", "--pid", str(pid), *options, stdout=DEVNULL, stderr=DEVNULL
@@ -30,8 +39,17 @@ async def sampled(pid: int, report: Path) -> AsyncIterator[None]:
     finally:
         process.send_signal(signal.SIGINT)
         await process.wait()
-    report.write_text(tables(samples.read_text().splitlines()))
-    samples.unlink()
+
+
+def share(folded: Iterable[str], is_meant: Callable[[str], object]) -> tuple[float, int]:
+    """Which part of the samples has a frame that is meant, and how many samples there are; `folded`: see `tables`."""
+    total = meant = 0
+    for line in folded:
+        stack, _, count = line.rpartition(" ")
+        if WATCHDOG not in stack:
+            total += int(count)
+            meant += int(count) * any(map(is_meant, stack.split(";")))
+    return meant / (total or 1), total
 
 
 def tables(folded: Iterable[str]) -> str:
