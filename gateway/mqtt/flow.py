@@ -297,7 +297,10 @@ class Outbox:
                 if outgoing.settles is not None:
                     self._inbox.puback(outgoing.settles)
                 last_id = outgoing.packet_id or last_id
-        self.waiting = waiting[done:] or None
+        if done == len(waiting):
+            self.waiting = None
+        else:
+            del waiting[:done]
         return last_id
 
     def _write(self, outgoing: _Outgoing) -> bytes | None:
