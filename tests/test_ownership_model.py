@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway import facts as f
+from gateway import is_compiled
 from gateway.bodies import Client, Life, Outcome, Presence
 from gateway.catalog import Catalog
 from gateway.commands import CommandReader, Policy
@@ -371,6 +372,10 @@ class OwnershipMachine(RuleBasedStateMachine):
 
 
 OwnershipMachine.TestCase.settings = settings(
-    max_examples=1000, stateful_step_count=40, deadline=None, derandomize=True, print_blob=True
+    max_examples=1000 if is_compiled() else 300,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
 )
 TestOwnership = OwnershipMachine.TestCase

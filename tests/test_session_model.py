@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gateway import facts as f
+from gateway import is_compiled
 from gateway.bodies import Client, Life
 from gateway.catalog import Catalog
 from gateway.limits import Limits, Shared
@@ -304,6 +305,6 @@ class SessionMachine(RuleBasedStateMachine):
 
 
 SessionMachine.TestCase.settings = settings(
-    max_examples=500, stateful_step_count=50, deadline=None, derandomize=True, print_blob=True
+    max_examples=500 if is_compiled() else 200, stateful_step_count=50, deadline=None, derandomize=True, print_blob=True
 )
 TestSession = SessionMachine.TestCase
