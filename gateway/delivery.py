@@ -142,7 +142,7 @@ class Deliveries:
             self._unsettled[delivery] = None
             return True
         for job in (*self._emitted.values(), *self._queue.values()):
-            if job.command.id == command.id:
+            if job.command.id == command.id and job.command.event.name == command.event.name:
                 self._redeliver(job, delivery)
                 return True
         return False
@@ -176,14 +176,14 @@ class Deliveries:
 
     def settled(self, delivery: int, now: float) -> None:
         """The broker has read a PUBACK that an emission waits for."""
-        job = next(iter(self._queue.values()), None)  # the first holds up the rest, so no other can wait for it
-        if job is not None and job.confirming == delivery:
-            job.confirming = None
-            self._pump(now)
+        for job in self._queue.values():
+            if job.confirming == delivery:
+                job.confirming = None
+        self._pump(now)
 
-    def published(self, token: int, code: int, now: float) -> None:
-        """The broker answered for an outcome: it has that and its command's PUBACK, or the outcome is refused."""
-        delivery = self._outcomes.published(token, code)
+    def published(self, fact: f.Published, now: float) -> None:
+        """The broker answered for an outcome: the PUBACK of its command has left, or leaves in its turn."""
+        delivery = self._outcomes.published(fact)
         if delivery is not None:
             self._forget(delivery)
             if self._queue:

@@ -146,7 +146,7 @@ class Device:
             return
         if event.code >= FAILED:
             log.warning("publish refused by the broker", extra={"serial": self.serial, "code": event.code})
-        self.handle(f.Published(event.token, event.code), read_at, flush=False)
+        self.handle(f.Published(event.token, event.code, event.sent_at is not None), read_at, flush=False)
 
     def _changed_link(self, event: LinkEvent) -> None:
         match event:
@@ -275,6 +275,8 @@ class Device:
             self.link.publish(effect.message, effect.token, effect.droppable, effect.settles)
         elif isinstance(effect, f.Publish):
             self._around.node_link.publish(effect.message)
+            if effect.token is not None:  # it is the node's from here on
+                self.handle(f.Published(effect.token))
         elif isinstance(effect, f.Puback) and self.link is not None:
             self.link.puback(effect.delivery, confirm=effect.confirm)
         elif isinstance(effect, f.Reply):

@@ -209,13 +209,14 @@ class Released(Value):
 
 
 class Published(Value):
-    """The broker has the message `token`, or refuses it with a `code` of 0x80 and above."""
+    """The broker has the message `token`, or refuses it with a `code` of 0x80 and above, or it was not even `sent`."""
 
-    __slots__ = ("code", "token")
+    __slots__ = ("code", "sent", "token")
 
-    def __init__(self, token: int, code: int = 0) -> None:
+    def __init__(self, token: int, code: int = 0, sent: bool = True) -> None:
         self.token: Final = token
         self.code: Final = code
+        self.sent: Final = sent
 
 
 class Ticked(Value):

@@ -78,34 +78,36 @@ class Outcomes:
     def repeat(self, command: f.Command, expires_at: float) -> bool:
         """Publish the outcome of a command that is delivered again. Whether it is remembered."""
         payload = self._answered.get(command.id)
-        if payload is None:
+        outcome = None if payload is None else _decode(payload)
+        if outcome is None or outcome.event != command.event.name:
             return False
-        outcome = msgspec.json.decode(payload, type=Outcome)
         self._publish(
             _Final(outcome, command.answer, command.delivery, expires_at if command.expires_in_broker else None)
         )
         return True
 
-    def published(self, token: int, code: int) -> int | None:
+    def published(self, fact: f.Published) -> int | None:
         """The broker answered for an outcome; return the delivery that it has settled.
 
-        What it refuses is said once more without the data that may be too large, where nobody chose the topic.
+        What is refused is said once more without the data that may be too large, where nobody chose the topic; it has
+        settled its delivery all the same, unless it was not even sent.
         """
-        final = self._publishing.pop(token, None)
+        final = self._publishing.pop(fact.token, None)
         if final is None:
             return None
-        if code < REFUSED:
+        if fact.code < REFUSED:
             return final.delivery
         if final.last_try:
             self._effects.append(f.Abandon())
-            if final.delivery is not None:
-                self._effects.append(f.Puback(final.delivery))  # what was never written settles nothing
+            if final.delivery is not None and not fact.sent:
+                self._effects.append(f.Puback(final.delivery))
             return final.delivery
-        error = f"the broker refused the outcome with 0x{code:02X}"
+        error = f"the broker refused the outcome with 0x{fact.code:02X}"
         outcome = msgspec.structs.replace(final.outcome, data=None, error=error)
         answer = f.Answer(final.answer.acks, None, final.answer.correlation, final.answer.traceparent)
-        self._publish(_Final(outcome, answer, final.delivery, final.forgotten_at, last_try=True))
-        return None
+        settles = None if fact.sent else final.delivery
+        self._publish(_Final(outcome, answer, settles, final.forgotten_at, last_try=True))
+        return final.delivery if fact.sent else None
 
     def forget_deliveries(self) -> None:
         """The broker has forgotten what it delivered: nothing is settled any more."""
@@ -115,12 +117,12 @@ class Outcomes:
     def hand_over(self, at: float) -> None:
         """The link is gone since `at`: say again, on another way, what may not have left with it.
 
-        Not what settles a delivery: the broker has both, or delivers again to the new owner, who answers for it, unless
-        it had expired in the broker by then. What the broker refused at first was settled all the same.
+        Not what settles a delivery: the broker has it, or delivers again to the new owner, who answers for it, unless
+        it had expired in the broker by then.
         """
         for final in self._publishing.values():
             forgotten = final.forgotten_at is not None and final.forgotten_at <= at
-            if final.delivery is None or final.last_try or forgotten:
+            if final.delivery is None or forgotten:
                 self.say(final.outcome, final.answer)
         self._publishing.clear()
 
@@ -128,6 +130,13 @@ class Outcomes:
         self._next_token += 1
         self._publishing[self._next_token] = final
         return self.say(final.outcome, final.answer, self._next_token, final.delivery)
+
+
+def _decode(payload: bytes) -> Outcome | None:
+    try:
+        return msgspec.json.decode(payload, type=Outcome)
+    except RecursionError:  # it may go less deep than what encoded
+        return None
 
 
 def _encode(outcome: Outcome) -> bytes:

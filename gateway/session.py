@@ -169,7 +169,7 @@ class DeviceSession:
 
     def _published(self, fact: f.Published, now: float) -> None:
         if fact.token > 0:
-            self._deliveries.published(fact.token, fact.code, now)
+            self._deliveries.published(fact, now)
         elif fact.token == self._presence_token:
             self._confirmed = self._presence
 

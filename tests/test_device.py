@@ -17,7 +17,7 @@ from gateway.engine.options import EngineOptions
 from gateway.engine.session import Session
 from gateway.limits import Budget, Limits, Pace, Shared
 from gateway.metrics import Metrics
-from gateway.mqtt import Backoff, Credentials
+from gateway.mqtt import Backoff, Credentials, Message
 from gateway.mqtt.link import link_alarms
 from gateway.proxies import Proxies
 from gateway.sockets import Socket, SocketServer
@@ -132,3 +132,25 @@ async def test_a_link_that_was_cut_gives_way_to_who_speaks_for_the_device() -> N
     around = replace(around, node_link=Elsewhere())
     device = Device("AC1", Credentials(), around, lambda _: None)
     assert not await device._may_reconnect()
+
+
+async def test_an_outcome_that_is_refused_while_the_link_closes_is_said_once_more_by_the_node() -> None:
+    class Node(Quiet):
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def publish(self, message: Message, *, droppable: bool = False) -> None:
+            self.said.append(message.topic)
+
+    peers, node = Peers(), Node()
+    around = replace(surroundings(peers.sockets, Pace(per_s=1.0)), node_link=node)
+    device = Device("AC1", Credentials(), around, lambda _: None)
+    device.attach(peers.connect())
+    hold(device)
+    device.handle(f.Acked(1, 1, ({"ack": True},)))
+    link, device.link = device.link, None
+    assert link is not None
+    device.handle(f.Published(1, 0x87))
+    device._hand_over(link)
+    assert node.said == ["gw/v1/x"]
+    await link.close()

@@ -235,9 +235,8 @@ def test_an_outcome_that_the_broker_refuses_is_said_again_without_what_it_may_re
     world.attach()
     world.send()
     world.ack(1, ({"ack": True, "huge": "x" * 1000},))
-    token = world.token()
-    world.tell(f.Published(token, 0x95))
-    assert world.settled == [1], "it may not have been written"
+    world.tell(f.Published(world.token(), 0x95, sent=False))
+    assert world.settled == [1], "the first has settled nothing"
     assert not world.pubacks
     (again,) = world.publishes()
     assert again.message.topic == "gw/v1/devices/AC1/acks/x"
@@ -246,7 +245,32 @@ def test_an_outcome_that_the_broker_refuses_is_said_again_without_what_it_may_re
     assert again.outcome.error == "the broker refused the outcome with 0x95"
     assert again.token is not None
     world.tell(f.Published(again.token, 0x87))
-    assert world.pubacks == [1], "it is not tried for ever"
+    assert world.pubacks == [], "it is not tried for ever"
+
+    world.send()
+    world.ack(2)
+    for _ in range(2):
+        world.tell(f.Published(world.token(), 0x95, sent=False))
+    assert world.pubacks == [2], "nor delivered again for ever"
+
+
+def test_a_new_owner_answers_a_command_whose_outcome_could_not_be_sent(world: World) -> None:
+    world.attach()
+    world.send()
+    world.ack(1)
+    world.tell(f.Published(world.token(), 0x95, sent=False))
+    world.tell(f.Moved())
+    assert world.outcomes == []
+
+
+def test_nobody_else_answers_a_command_whose_outcome_was_sent_and_refused(world: World) -> None:
+    world.attach()
+    world.send()
+    world.ack(1)
+    world.tell(f.Published(world.token(), 0x97))
+    assert world.settled == [], "the first has settled it"
+    world.tell(f.Moved())
+    assert world.outcomes == [("c1", "acked")]
 
 
 def test_all_attempts_acked_late_are_one_late_outcome(world: World) -> None:
@@ -330,6 +354,20 @@ def test_a_harmful_event_waits_until_the_broker_has_read_its_puback(world: World
     world.tell(f.Settled(1))
     assert world.emits == [1, 2]
     assert world.tell(f.Settled(1)) == []
+
+
+def test_a_puback_may_be_read_while_an_earlier_command_has_come_back(world: World) -> None:
+    world.attach()
+    world.reads_pubacks = False
+    world.send("bind_class")
+    world.tell(f.LinkLost())
+    world.tell(f.LinkOpened(resumed=False))
+    world.send("restart_device")
+    assert world.pubacks == [2]
+    world.lose()
+    world.tell(f.Settled(2))
+    world.attach(2)
+    assert world.emits == [2, 3]
 
 
 def test_a_broker_that_has_forgotten_delivers_nothing_again(world: World) -> None:
@@ -447,6 +485,18 @@ def test_a_redelivered_command_whose_outcome_is_known_is_answered_from_memory(wo
     (publish,) = world.publishes()
     assert b'"acked"' in publish.message.payload
     assert world.settled == [77]
+
+
+def test_one_id_of_two_events_names_two_commands(world: World) -> None:
+    """The broker may say that it delivers again what was lost on the way."""
+    world.attach()
+    world.send("bind_class", id="same")
+    world.send("text_stop", id="same", duplicate=True, delivery=77)
+    assert world.emits == [2]
+    world.ack(1)
+    world.ack(2)
+    world.send("media_stop", id="same", duplicate=True, delivery=78)
+    assert world.emits == [3]
 
 
 def test_what_the_gateway_named_is_not_remembered_for_nobody_can_deliver_it_again(world: World) -> None:

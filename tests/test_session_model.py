@@ -194,9 +194,10 @@ class SessionMachine(RuleBasedStateMachine):
         if refused and outcome is not None and self.refused[outcome] < 2:
             self.refused[outcome] += 1
             delivery = self.waiting.pop(token)
-            if data.draw(st.booleans()):  # by the broker, who reads the PUBACK all the same; or it was never written
+            sent = data.draw(st.booleans())
+            if sent:  # the broker reads the PUBACK all the same
                 self.broker_has -= {delivery}
-            self.tell(f.Published(token, 0x97))
+            self.tell(f.Published(token, 0x97, sent))
         else:
             self.confirm(token)
 

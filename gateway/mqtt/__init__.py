@@ -1,6 +1,6 @@
 """What a link of MQTT 5 says and hears: the values that cross between `session`, `link` and their owner.
 
-wire: codec and the two QoS 1 flows (pure); session: the client session (pure); link: its asyncio transport.
+wire: codec; flow: the two QoS 1 flows; session: the client session (all pure); link: its asyncio transport.
 """
 
 from collections.abc import Callable

@@ -116,6 +116,11 @@ class Inbox:
         if confirm:
             self._events.append(Settled(delivery))
 
+    def unsettle(self, delivery: int) -> None:
+        """Owe the PUBACK of a delivery again: what it follows has to be written again, on another connection."""
+        if self._stale and (known := self._stale.get(delivery & 0xFFFF)) and known.number == delivery:
+            known.acked = False
+
     def settle(self, out: list[bytes]) -> None:
         """Write the PUBACKs that are due: in the order of receipt [MQTT-4.6.0-2]."""
         pending = self.pending
@@ -221,8 +226,10 @@ class Outbox:
             self.waiting = [*self._in_flight.values(), *(self.waiting or ())]
             self._hold(sum(o.message.size_bytes for o in self.waiting) - self._waiting_bytes)
             self._in_flight = None
-        if not connack.session_present:
-            for outgoing in self.waiting or ():
+        for outgoing in self.waiting or ():
+            if outgoing.settles is not None:
+                self._inbox.unsettle(outgoing.settles)
+            if not connack.session_present:
                 outgoing.packet_id = 0
 
     def closed(self) -> None:

@@ -1,7 +1,6 @@
-"""MQTT 5 packets off and onto the wire, and the two flows of PUBLISH and PUBACK (pure; the codec is `mqtt5`).
+"""MQTT 5 packets off and onto the wire (pure; the codec is `mqtt5`).
 
 The functions translate: values into packets, bytes into packets, the codec's exceptions into `Malformed`.
-`Inbox` and `Outbox` know what must still be acknowledged or resent, across the connections of a session.
 """
 
 import re

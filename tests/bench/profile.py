@@ -42,13 +42,13 @@ async def recorded(pid: int, samples: Path) -> AsyncIterator[None]:
 
 
 def share(folded: Iterable[str], is_meant: Callable[[str], object]) -> tuple[float, int]:
-    """Which part of the samples has a frame that is meant, and how many samples there are; `folded`: see `tables`."""
+    """Which part of the samples has a stack that is meant, and how many samples there are; `folded`: see `tables`."""
     total = meant = 0
     for line in folded:
         stack, _, count = line.rpartition(" ")
         if WATCHDOG not in stack:
             total += int(count)
-            meant += int(count) * any(map(is_meant, stack.split(";")))
+            meant += int(count) * bool(is_meant(stack))
     return meant / (total or 1), total
 
 

@@ -103,6 +103,21 @@ def test_what_a_publish_has_settled_is_not_surfaced_again_after_a_cut() -> None:
     assert ids(sent(session)) == [5]
 
 
+def test_a_redelivery_that_is_read_first_after_a_cut_waits_for_the_publish_that_settles_it() -> None:
+    session = connected()
+    (one,) = deliveries(session.receive(publish(5)))
+    session.publish(Message("other", qos=1), 1)
+    session.publish(Message("answer", qos=1), 2, settles=one)
+    assert len(sent(session)) == 3
+    session.closed()
+    opened(session, session_present=True, receive_max=1)
+    session.receive(publish(5, duplicate=True))
+    (other,) = sent(session)
+    session.receive(mqtt5.PubAckPacket(other.packet_id).write())
+    answer, puback = sent(session)
+    assert (other.topic, answer.topic, puback.packet_id) == ("other", "answer", 5)
+
+
 @given(st.permutations(range(12)), st.sets(st.integers(0, 11)))
 def test_any_order_of_puback_keeps_the_order_of_receipt(order: list[int], flush_after: set[int]) -> None:
     session = connected()
