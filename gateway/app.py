@@ -115,8 +115,7 @@ class Gateway:
         devices = web.Application()
         self._sockets.attach(devices)
         self._pulse = Pulse(metrics.node.loop_lag.observe, self._beat)
-        self._instruments = metrics.instruments
-        registry = admin.registry(self._instruments)
+        registry = admin.registry(metrics.instruments)
         pages = admin.application(admin.ThisProcess(lambda: self._pulse.late_s, self._reasons, registry), contract)
         certificates = {
             "devices": tls.of_server("devices", config.devices.tls_cert, config.devices.tls_key, self._files),
@@ -212,7 +211,6 @@ class Gateway:
         log.info("gateway stopped")
 
     def _beat(self) -> None:
-        self._instruments.fold()
         if self._log_handler is not None:
             self._log_handler.tell_suppressed()
 

@@ -78,7 +78,6 @@ class Supervisor:
         for node in nodes:
             metrics.up.read(partial(pages.answered, node), node)
         metrics.read_log(log_handler.records, lambda: log_handler.suppressed)
-        self._instruments = instruments
         self._log_handler = log_handler
         self._pulse = Pulse(metrics.loop_lag.observe, self._beat)
         certificate = tls.of_server("admin", config.admin.tls_cert, config.admin.tls_key, self._files)
@@ -163,7 +162,6 @@ class Supervisor:
                     process.signal(signal.SIGKILL)
 
     def _beat(self) -> None:
-        self._instruments.fold()
         self._log_handler.tell_suppressed()
 
     def _signal(self, number: int) -> None:

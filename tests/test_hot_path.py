@@ -40,7 +40,7 @@ from tests.clients.install import missing
 
 COMMANDS = 100
 GATEWAY = str(Path(gateway.__file__).parent)
-CALLS = 168  # of functions of the gateway for a command, properties and constructors among them
+CALLS = 176  # of functions of the gateway for a command, properties and constructors among them
 COUNTING = {module.__file__ for module in (session_metrics, edge_metrics, instruments)}
 HEARTBEAT_CALLS = 32  # of functions: the look at the deadline, PING, PONG, the look whether it has come
 KEEP_ALIVE_CALLS = 34  # PINGREQ, PINGRESP, the look whether it has come
@@ -66,7 +66,7 @@ class World:
         self.fleet = Fleet(Running(1, int(node.device_url.rpartition(":")[2])), Timers())
         self.service = service
         self.devices = node._devices
-        self.beat = node._beat  # several times a second otherwise
+        self.metrics = node._devices._around.metrics
 
     async def commands(self, count: int) -> None:
         """Send commands, a few at a time, and wait for their outcomes."""
@@ -177,7 +177,7 @@ async def test_a_command_takes_no_task_and_one_write_each_way(world: World, coun
 
 
 @pytest.mark.skipif(gateway.is_compiled(), reason="compiled functions are no calls of Python")
-async def test_a_command_takes_168_calls_of_which_metrics_take_four(world: World) -> None:
+async def test_a_command_takes_176_calls_of_which_metrics_take_ten(world: World) -> None:
     """Three steps of its session, and the PUBACK of its outcome; what they observe is counted later."""
     await world.fleet.connect(10)
     await world.commands(20)
@@ -200,7 +200,9 @@ async def test_a_command_takes_168_calls_of_which_metrics_take_four(world: World
         sys.setprofile(None)
     assert calls == {
         "SessionMetrics.observe": 3 * COMMANDS,
+        "SessionMetrics.done": 2 * COMMANDS,
         "LinkMetrics.published": COMMANDS,
+        "Histogram.observe": 4 * COMMANDS,
     }
     assert every <= CALLS * COMMANDS
 
@@ -253,10 +255,10 @@ async def test_commands_that_are_done_leave_nothing(world: World) -> None:
     """What is remembered is bounded: once that is full, more commands take no more memory."""
     await world.fleet.connect(1)
     await world.commands(3 * COMMANDS)
-    world.beat()
+    list(world.metrics.instruments.collect())  # what waits is counted
     before = blocks()
     await world.commands(COMMANDS)
-    world.beat()
+    list(world.metrics.instruments.collect())  # what waits is counted
     assert blocks() - before < SLACK_BLOCKS
 
 
@@ -269,7 +271,7 @@ async def test_an_idle_device_takes_no_task_and_little_memory(world: World) -> N
         before = idle()
         await world.fleet.connect(60)
         await world.commands(60)  # what a first command makes, and keeps for the next
-        world.beat()
+        list(world.metrics.instruments.collect())  # what waits is counted
         gc.collect()
         taken = SimpleNamespace(**{name: (value - before[name]) / 50 for name, value in idle().items()})
         taken.bytes = allocated((gateway, aiohttp, socketio)) / 50

@@ -5,8 +5,7 @@
 Alone: the time that the metrics take for one command, observed again and again.
 
 In its place: the part of the samples of py-spy, while commands never stop coming, in which a function of the metrics is
-on the stack, of the CPU of a command, reads of the clock included. The folding of values, four times a second, is taken
-by itself: it is as regular as the samples are.
+on the stack, of the CPU of a command; reads of the clock included.
 
 Twice: a second set of metrics observes sessions and links as the first does, with a clock read where the first has one.
 What lets it in is not compiled, and lets in what does nothing where commands are counted once. So the difference is
@@ -18,7 +17,6 @@ twice.
 """
 
 import asyncio
-import random
 import re
 import statistics
 import sys
@@ -47,7 +45,6 @@ from gateway.limits import Limits, Shared
 from gateway.metrics import Metrics
 from gateway.mqtt import Published
 from gateway.session import DeviceSession
-from gateway.session_metrics import COMMAND_S
 from gateway.surroundings import Surroundings
 from gateway.topics import Topics
 from tests.bench import contenders, parts, profile, workloads
@@ -64,10 +61,7 @@ COUNTED: Final = "commands_counted_twice"
 CPU: Final = "command_cpu_microseconds"
 ALONE: Final = 100_000  # commands that are observed only
 SAMPLED_S: Final = 40.0
-# In a stack, compiled or not; what folds is called from no other module of these.
-COUNTS: Final = re.compile(r"(session_metrics|edge_metrics)(___|\.py)")
-VALUES: Final = 4  # of a command: its duration, two parts of the overhead, the PUBACK of its outcome
-FOLDED: Final = 2_000  # commands of a quarter of a second
+COUNTS: Final = re.compile(r"(session_metrics|edge_metrics|instruments)(___|\.py)")  # in a stack, compiled or not
 
 
 def _observe_nothing(_: f.Fact, __: list[f.Effect], ___: float) -> None:
@@ -110,8 +104,6 @@ class Second(Collector):
 
     def _turn(self) -> None:
         """Note what a block has taken, and begin the next one."""
-        if self._twice:
-            self.metrics.instruments.fold()
         cpu_s = time.thread_time()
         self._blocks.append((self._twice, (cpu_s - self._began_at) / BLOCK * 1e6))
         self._left, self._began_at = BLOCK, cpu_s
@@ -184,8 +176,8 @@ async def measure(pairs: int) -> tuple[list[float], list[float]]:
     return figures["True"][:pairs], figures["False"][:pairs]
 
 
-def alone() -> tuple[Callable[[], None], Callable[[], None]]:
-    """What makes metrics observe one command, which comes, is acked, and whose outcome the broker has; and count it."""
+def alone() -> Callable[[], None]:
+    """What makes metrics observe one command, which comes, is acked, and whose outcome the broker has."""
     metrics, now = Metrics(), monotonic()
     session = DeviceSession("1", Life("gw", ""), Topics("gw/v1"), Catalog(), Limits(), Shared(1, 1), "")
     session.handle(f.LinkOpened(resumed=False), now)
@@ -204,21 +196,20 @@ def alone() -> tuple[Callable[[], None], Callable[[], None]]:
                 metrics.sessions.done(stage, now)
         observe_puback(answered, now)
 
-    return once, metrics.instruments.fold
+    return once
 
 
 def alone_us(blocks: int = 100) -> float:
-    """Microseconds of CPU that a command takes to be observed, and its values to be counted; the median of blocks."""
-    once, fold = alone()
+    """Microseconds of CPU that a command takes to be observed; the median of blocks."""
+    once = alone()
 
-    def block(observe: Callable[[], object], count: Callable[[], object]) -> float:
+    def block(observe: Callable[[], object]) -> float:
         start = time.process_time()
         for _ in range(ALONE // blocks):
             observe()
-        count()
         return (time.process_time() - start) / (ALONE // blocks) * 1e6
 
-    return statistics.median(block(once, fold) - block(_do_nothing, _do_nothing) for _ in range(blocks))
+    return statistics.median(block(once) - block(_do_nothing) for _ in range(blocks))
 
 
 async def sampled(us: float) -> str:
@@ -233,27 +224,11 @@ async def sampled(us: float) -> str:
                 await asyncio.sleep(SAMPLED_S)
             await commands.finish()
         part, count = profile.share(samples.read_text().splitlines(), COUNTS.search)
-    folded_us, doubt = fold_us(), 2 * sqrt(part * (1 - part) / count)
+    doubt = 2 * sqrt(part * (1 - part) / count)
     return (
-        f"counting in its place: {part * us + folded_us:.2f} µs a command: {part:.2%} of {count:,} samples "
-        f"({doubt * us:.2f} µs either way is by chance), and {folded_us:.2f} µs to fold its values"
+        f"counting in its place: {part * us:.2f} µs a command, {part:.2%} of {count:,} samples "
+        f"({doubt * us:.2f} µs either way is by chance)"
     )
-
-
-def fold_us(folds: int = 40) -> float:
-    """Microseconds of CPU to fold the values of a command, where those of a quarter of a second are folded at once."""
-    chance = random.Random(1)
-    taken = []
-    for _ in range(folds):
-        histograms = [Histogram(COMMAND_S) for _ in range(VALUES)]
-        for histogram in histograms:
-            for _ in range(FOLDED):
-                histogram.observe(chance.lognormvariate(-7, 0.5))
-        start = time.process_time()
-        for histogram in histograms:
-            histogram.fold()
-        taken.append((time.process_time() - start) / FOLDED * 1e6)
-    return statistics.median(taken)
 
 
 @click.command()
