@@ -139,14 +139,15 @@ class Device:
             self._changed_link(event)
 
     def _published(self, event: Published) -> None:
-        answered = event.sent_at is not None and not event.code  # by the broker, in what was just read
+        sent = event.sent_at is not None
+        answered = sent and not event.code  # by the broker, in what was just read
         read_at = self.link.read_at if answered and self.link is not None else monotonic()
         self._around.metrics.links.published(event, read_at)
         if event.token is None:
             return
         if event.code >= FAILED:
             log.warning("publish refused by the broker", extra={"serial": self.serial, "code": event.code})
-        self.handle(f.Published(event.token, event.code, event.sent_at is not None), read_at, flush=False)
+        self.handle(f.Published(event.token, event.code, sent), read_at, flush=False)
 
     def _changed_link(self, event: LinkEvent) -> None:
         match event:

@@ -33,10 +33,6 @@ class _Final(Value):
         self.forgotten_at: Final = forgotten_at  # when the broker lets the command expire; None: never
         self.last_try: Final = last_try
 
-    def settling(self, delivery: int | None) -> "_Final":
-        """The same, of another delivery of its command, or of none."""
-        return _Final(self.outcome, self.answer, delivery, self.forgotten_at, self.last_try)
-
 
 class Outcomes:
     """The outcomes of one device; what is to be published is appended to the effects given."""
@@ -81,9 +77,7 @@ class Outcomes:
         outcome = None if payload is None else _decode(payload)
         if outcome is None or outcome.event != command.event.name:
             return False
-        self._publish(
-            _Final(outcome, command.answer, command.delivery, expires_at if command.expires_in_broker else None)
-        )
+        self.conclude(outcome, command, command.delivery, expires_at)
         return True
 
     def published(self, fact: f.Published) -> int | None:
@@ -112,7 +106,7 @@ class Outcomes:
     def forget_deliveries(self) -> None:
         """The broker has forgotten what it delivered: nothing is settled any more."""
         for token, final in self._publishing.items():
-            self._publishing[token] = final.settling(None)
+            self._publishing[token] = _Final(final.outcome, final.answer, None, final.forgotten_at, final.last_try)
 
     def hand_over(self, at: float) -> None:
         """The link is gone since `at`: say again, on another way, what may not have left with it.

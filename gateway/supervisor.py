@@ -78,8 +78,7 @@ class Supervisor:
         for node in nodes:
             metrics.up.read(partial(pages.answered, node), node)
         metrics.read_log(log_handler.records, lambda: log_handler.suppressed)
-        self._log_handler = log_handler
-        self._pulse = Pulse(metrics.loop_lag.observe, self._beat)
+        self._pulse = Pulse(metrics.loop_lag.observe, log_handler.tell_suppressed)
         certificate = tls.of_server("admin", config.admin.tls_cert, config.admin.tls_key, self._files)
         if certificate is not None:
             metrics.read_expiry("admin", lambda: certificate.expires_at)
@@ -160,9 +159,6 @@ class Supervisor:
                 if process.listens and monotonic() - process.heard_at > self._hung_s:
                     log.error("worker does not answer, killed", extra={"node": process.node})
                     process.signal(signal.SIGKILL)
-
-    def _beat(self) -> None:
-        self._log_handler.tell_suppressed()
 
     def _signal(self, number: int) -> None:
         for process in self._processes:

@@ -66,7 +66,7 @@ class World:
         self.fleet = Fleet(Running(1, int(node.device_url.rpartition(":")[2])), Timers())
         self.service = service
         self.devices = node._devices
-        self.metrics = node._devices._around.metrics
+        self.instruments = node._devices._around.metrics.instruments
 
     async def commands(self, count: int) -> None:
         """Send commands, a few at a time, and wait for their outcomes."""
@@ -75,6 +75,10 @@ class World:
             commands.saturate(len(self.fleet))
             await commands.finish()
         assert (commands.done, commands.wrong) == (count, 0)
+
+    def count(self) -> None:
+        """Have the histograms count what waits."""
+        list(self.instruments.collect())
 
     async def answered(self) -> None:
         """Wait until the broker has answered for all that was published: it may hand outcomes on before."""
@@ -255,10 +259,10 @@ async def test_commands_that_are_done_leave_nothing(world: World) -> None:
     """What is remembered is bounded: once that is full, more commands take no more memory."""
     await world.fleet.connect(1)
     await world.commands(3 * COMMANDS)
-    list(world.metrics.instruments.collect())  # what waits is counted
+    world.count()
     before = blocks()
     await world.commands(COMMANDS)
-    list(world.metrics.instruments.collect())  # what waits is counted
+    world.count()
     assert blocks() - before < SLACK_BLOCKS
 
 
@@ -271,7 +275,7 @@ async def test_an_idle_device_takes_no_task_and_little_memory(world: World) -> N
         before = idle()
         await world.fleet.connect(60)
         await world.commands(60)  # what a first command makes, and keeps for the next
-        list(world.metrics.instruments.collect())  # what waits is counted
+        world.count()
         gc.collect()
         taken = SimpleNamespace(**{name: (value - before[name]) / 50 for name, value in idle().items()})
         taken.bytes = allocated((gateway, aiohttp, socketio)) / 50

@@ -46,7 +46,6 @@ class SessionMachine(RuleBasedStateMachine):
         self.waiting: dict[int, int | None] = {}  # token → delivery that it settles
         self.unconfirmed: dict[str, str] = {}  # final outcomes that the broker has not answered for
         self.refused: Counter[str] = Counter()
-        self.confirmed: set[str] = set()  # commands whose final outcome the broker has
         self.outcome_of: dict[int, str] = {}
         self.said_online: bool | None = None
         self.questions: list[str] = []
@@ -109,6 +108,7 @@ class SessionMachine(RuleBasedStateMachine):
     def see_puback(self, delivery: int, *, confirm: bool) -> None:
         self.settled[delivery] += 1
         assert self.settled[delivery] == 1, "settled twice"
+        assert delivery in self.broker_has, "settled what the broker has forgotten"
         command = self.commands[f"c{delivery}"]
         if command.event.at_most_once and not self.finals[command.id]:
             assert self.link_open, "emitted while no PUBACK can leave"
@@ -118,7 +118,7 @@ class SessionMachine(RuleBasedStateMachine):
         if confirm:
             self.unread.add(delivery)
         else:
-            self.broker_has.discard(delivery)
+            self.broker_has.remove(delivery)
 
     # what happens
 
@@ -204,7 +204,6 @@ class SessionMachine(RuleBasedStateMachine):
     def confirm(self, token: int) -> None:
         self.broker_has -= {self.waiting.pop(token)}
         self.unconfirmed.pop(self.outcome_of.get(token, ""), None)
-        self.confirmed.add(self.outcome_of.get(token, ""))
         self.tell(f.Published(token))
 
     @rule()
