@@ -42,8 +42,8 @@ class Event:
     """
 
     __slots__ = (
-        "_ack_check", "_decode", "ack", "ack_example", "ack_timeout_s", "at_most_once", "example", "from_device",
-        "lifetime_s", "may_end", "name", "payload", "room", "summary", "title",
+        "_ack_check", "_decode", "_is_plain_ack", "ack", "ack_example", "ack_timeout_s", "at_most_once", "example",
+        "from_device", "lifetime_s", "may_end", "name", "payload", "room", "summary", "title",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +78,7 @@ class Event:
         self.may_end = "ended_at" in fields
         self._decode = _decoder(payload)
         self._ack_check = _check(self.ack)
+        self._is_plain_ack = self.ack is p.Ack
 
     def read_payload(self, payload: bytes) -> tuple[Any, str | None]:
         """Decode a command's payload, JSON or empty; return it with the reason it is not acceptable, if any."""
@@ -99,7 +100,7 @@ class Event:
         data = args[0] if len(args) == 1 else list(args) or None
         if self._ack_check is None:
             return data, None
-        if self.ack is p.Ack and isinstance(data, dict) and len(data) == 1 and data.get("ack") is True:  # as a rule
+        if self._is_plain_ack and isinstance(data, dict) and len(data) == 1 and data.get("ack") is True:  # as a rule
             return data, None
         if isinstance(data, str):
             data = _parsed(data)

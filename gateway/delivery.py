@@ -5,9 +5,8 @@ PUBACKed: right after its outcome (docs/adr/0007), or, for an event that must no
 then waits until the broker has read the PUBACK.
 """
 
-import enum
-import heapq
 from collections import OrderedDict
+from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Any, Final
 
@@ -20,10 +19,10 @@ from gateway.outcomes import REMEMBERED, Outcomes
 MAX_ERROR_CHARS: Final = 500  # a validation error may quote the peer
 
 
-class _State(enum.Enum):
-    WAITING = enum.auto()
-    EMITTED = enum.auto()
-    DONE = enum.auto()
+# States of a job; numbers, because a member of an enumeration is looked up each time.
+_WAITING: Final = 0
+_EMITTED: Final = 1
+_DONE: Final = 2
 
 
 class _Job:
@@ -44,7 +43,7 @@ class _Job:
         self.since = now
         self.expires_at = now + command.lifetime_s
         self.wake_at: float | None = None
-        self.state = _State.WAITING
+        self.state: int = _WAITING
         self.attempts = 0
         self.emit_ids: dict[int, float] = {}  # on the current socket, and when; the device may ack any of them
         self.told = False  # `queued` was published
@@ -93,7 +92,7 @@ class Deliveries:
         """When `tick` is due; None when no command waits for time."""
         timers = self._timers
         while timers and timers[0][0] != timers[0][2].wake_at:
-            heapq.heappop(timers)
+            heappop(timers)
         return timers[0][0] if timers else None
 
     def command(self, command: f.Command, now: float) -> None:
@@ -118,7 +117,7 @@ class Deliveries:
         else:
             self._queue[job.order] = job
             self._pump(now)
-            if job.state is _State.WAITING:
+            if job.state == _WAITING:
                 self._effects.append(f.Hold(command))
                 self._tell_queued(job, now)
 
@@ -193,9 +192,9 @@ class Deliveries:
         """Time out and expire what is due."""
         timers = self._timers
         while timers and timers[0][0] <= now:
-            wake_at, _, job = heapq.heappop(timers)
+            wake_at, _, job = heappop(timers)
             if wake_at == job.wake_at:
-                self._time_out(job, now) if job.state is _State.EMITTED else self._expire(job, now)
+                self._time_out(job, now) if job.state == _EMITTED else self._expire(job, now)
         self._pump(now)
         self.soonest = self._timers[0][0] if self._timers else inf
 
@@ -224,7 +223,7 @@ class Deliveries:
             elif job.attempts >= self._limits.max_attempts:
                 self._finish(job, now, "timeout", error="the connection closed before the ack, attempts used up")
             else:
-                job.state = _State.WAITING
+                job.state = _WAITING
                 self._emitted_bytes -= job.command.size_bytes
                 self._effects.append(f.Hold(job.command))
                 again[order] = job
@@ -300,9 +299,9 @@ class Deliveries:
 
     def _emit(self, job: _Job, socket: int, now: float) -> None:
         self._next_emit += 1
-        if job.state is not _State.EMITTED:
+        if job.state != _EMITTED:
             self._emitted_bytes += job.command.size_bytes
-        job.state = _State.EMITTED
+        job.state = _EMITTED
         job.attempts += 1
         job.emit_ids[self._next_emit] = now
         self._emitted[self._next_emit] = job
@@ -339,10 +338,10 @@ class Deliveries:
     def _wake(self, job: _Job, at: float) -> None:
         job.wake_at = at
         self.soonest = min(self.soonest, at)
-        heapq.heappush(self._timers, (at, job.order, job))
+        heappush(self._timers, (at, job.order, job))
         if len(self._timers) > 2 * self._open + REMEMBERED:  # mostly stale: drop the finished, keep it bounded
             self._timers = [timer for timer in self._timers if timer[0] == timer[2].wake_at]
-            heapq.heapify(self._timers)
+            heapify(self._timers)
 
     def _finish(
         self,
@@ -353,11 +352,12 @@ class Deliveries:
         error: str | None = None,
         emitted_at: float | None = None,
     ) -> None:
-        if job.state is _State.EMITTED:
+        if job.state == _EMITTED:
             self._emitted_bytes -= job.command.size_bytes
-        job.state = _State.DONE
+        job.state = _DONE
         job.wake_at = None
-        self._queue.pop(job.order, None)
+        if self._queue:
+            self._queue.pop(job.order, None)
         for emit_id in job.emit_ids:
             self._emitted.pop(emit_id, None)
         self._hold(-1, -job.command.size_bytes)

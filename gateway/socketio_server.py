@@ -41,6 +41,7 @@ MAX_ATTACHMENTS: Final = 10
 # Of python-socketio and msgspec, reading.
 BAD_PACKET: Final = (ValueError, TypeError, LookupError, AttributeError, RecursionError, DecodeError)
 _CONNECT: Final = "0"  # to `/`, without a word
+_EVENT: Final = "2"  # EVENT, as it is written
 _MAX_DIGITS: Final = 15  # of an id
 _NAMES: Final = 1024  # of events that are remembered
 
@@ -190,7 +191,7 @@ def encode_event(name: str, args: Args, id: int | None = None) -> str | list[str
         text = str(args[0], "utf-8")
         if not text.isascii():
             text = to_ascii(text)
-        return f"{EVENT}{'' if id is None else id}[{_quoted(name)},{text}]"
+        return f"{_EVENT}{'' if id is None else id}[{_quoted(name)},{text}]"
     return encode(EVENT, [name, *args], id)
 
 

@@ -19,7 +19,8 @@ from gateway.catalog import Catalog
 from gateway.commands import CommandReader, Policy
 from gateway.limits import Limits, Shared
 from gateway.mqtt import Credentials, Event, Opened, Options, Published, Received, Settled, Subscribed, Subscription
-from gateway.mqtt.session import MqttSession, read_connack
+from gateway.mqtt.session import MqttSession
+from gateway.mqtt.wire import read_connack
 from gateway.session import DeviceSession
 from gateway.topics import Topics
 
@@ -145,7 +146,7 @@ class Owner:
         self.flush()
 
     def flush(self) -> None:
-        if self.open and self.connection is not None:
+        if self.open and self.connection is not None and self.mqtt.has_output:
             self.connection.up += self.mqtt.output(self.model.now)
 
     def attach(self) -> None:

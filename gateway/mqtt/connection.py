@@ -94,9 +94,10 @@ class Connection(asyncio.Protocol):
             self._link.flush()
 
     @property
-    def writable(self) -> bool:
-        """Whether bytes given to `write()` leave soon; uvloop raises on a closed transport."""
-        return self.transport is not None and not self.paused and not self.transport.is_closing()
+    def ready(self) -> asyncio.Transport | None:
+        """The transport, if bytes given to it leave soon; uvloop raises on a closed one."""
+        transport = self.transport
+        return None if transport is None or self.paused or transport.is_closing() else transport
 
     def write(self, data: bytes) -> None:
         """Write, if the transport still can."""

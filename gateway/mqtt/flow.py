@@ -1,6 +1,7 @@
 """The two flows of PUBLISH and PUBACK (pure): what must still be acknowledged or resent, across connections."""
 
 from collections.abc import Iterable
+from typing import Final
 
 import mqtt5
 
@@ -18,19 +19,21 @@ from gateway.mqtt.wire import (
     write_publish,
 )
 
-PING = 0  # stands for a PINGREQ where a packet id is asked for
+PING: Final = 0  # stands for a PINGREQ where a packet id is asked for
+_NONE: Final = -1
 
 
 class _Delivery:
     """A received QoS 1 message whose PUBACK may not have reached the broker."""
 
-    __slots__ = ("acked", "confirm", "fingerprint", "number")
+    __slots__ = ("acked", "confirm", "fingerprint", "number", "probe")
 
     def __init__(self, number: int, fingerprint: int) -> None:
         self.number = number
         self.fingerprint = fingerprint
         self.acked = False
         self.confirm = False  # its owner waits to hear that the broker has read the PUBACK
+        self.probe = _NONE  # the packet that was written after its PUBACK, and that the broker answers
 
 
 class Inbox:
@@ -40,16 +43,16 @@ class Inbox:
     done with. So a written one is remembered until the broker has answered a packet that was written after it.
     """
 
-    __slots__ = ("_count", "_events", "_maximum", "_probe", "_stale", "_written", "confirming", "pending")
+    __slots__ = ("_count", "_events", "_maximum", "_stale", "_written", "confirming", "due", "pending")
 
     def __init__(self, receive_maximum: int, events: list[Event]) -> None:
         self._maximum = receive_maximum
         self._events = events
         self._count = 0
+        self.due = False  # whether `settle` may have something to write
         self.confirming = 0  # how many owners wait to hear of a PUBACK
         self.pending: dict[int, _Delivery] | None = None  # by packet id, in the order of receipt
         self._written: dict[int, _Delivery] | None = None  # their PUBACK was written
-        self._probe: tuple[int, dict[int, _Delivery]] | None = None  # written before the packet of this id
         self._stale: dict[int, _Delivery] | None = None  # of an earlier connection, not redelivered yet
 
     def opened(self, session_present: bool) -> None:
@@ -60,13 +63,14 @@ class Inbox:
 
     def closed(self) -> None:
         """Keep what the broker may have no PUBACK for; it never has more than the maximum of them."""
-        written = (self._probe[1] if self._probe else {}) | (self._written or {})
-        if written or self.pending:
-            stale = (self._stale or {}) | written | (self.pending or {})
+        if self._written or self.pending:
+            stale = (self._stale or {}) | (self._written or {}) | (self.pending or {})
             while len(stale) > self._maximum:
                 self._confirm((stale.pop(next(iter(stale))),))
+            for delivery in stale.values():
+                delivery.probe = _NONE
             self._stale = stale
-            self.pending = self._written = self._probe = None
+            self.pending = self._written = None
 
     def receive(self, packet: mqtt5.PublishPacket) -> None:
         """Surface a message, but not the redelivery of one that its owner has, or is done with."""
@@ -79,12 +83,12 @@ class Inbox:
         packet_id = self._check(message, packet.packet_id)
         if self.pending is None:
             self.pending = {}
-        for unread in (self._written, self._probe[1] if self._probe else None):
-            if unread and (read := unread.pop(packet_id, None)):  # the id is in use again: the PUBACK has arrived
-                self._confirm((read,))
+        if self._written and packet_id in self._written:  # the id is in use again: the PUBACK has arrived
+            self._confirm((self._written.pop(packet_id),))
         known, fingerprint = self._stale.pop(packet_id, None) if self._stale else None, message.fingerprint
         if known and packet.duplicate and known.fingerprint == fingerprint:
             self.pending[packet_id] = known
+            self.due = self.due or known.acked
             return
         if known:
             self._confirm((known,))
@@ -106,14 +110,17 @@ class Inbox:
     def puback(self, delivery: int, *, confirm: bool = False) -> None:
         """Mark a delivery as done; a void one is ignored, but confirmed at once."""
         packet_id = delivery & 0xFFFF
-        for deliveries in (self.pending, self._stale):
-            if deliveries and (known := deliveries.get(packet_id)) and known.number == delivery:
-                known.acked = True
-                if confirm and not known.confirm:
-                    known.confirm = True
-                    self.confirming += 1
-                return
-        if confirm:
+        known = self.pending.get(packet_id) if self.pending else None
+        if known is not None and known.number == delivery:
+            self.due = True
+        else:
+            known = self._stale.get(packet_id) if self._stale else None
+        if known is not None and known.number == delivery:
+            known.acked = True
+            if confirm and not known.confirm:
+                known.confirm = True
+                self.confirming += 1
+        elif confirm:
             self._events.append(Settled(delivery))
 
     def unsettle(self, delivery: int) -> None:
@@ -123,20 +130,20 @@ class Inbox:
 
     def settle(self, out: list[bytes]) -> None:
         """Write the PUBACKs that are due: in the order of receipt [MQTT-4.6.0-2]."""
-        pending = self.pending
-        if not pending:
-            return
-        due = []
-        for packet_id, delivery in pending.items():
+        pending, due = self.pending or {}, []
+        self.due = False
+        for delivery in pending.values():
             if not delivery.acked:
                 break
-            due.append(packet_id)
+            due.append(delivery)
         if not due:
             return
         if self._written is None:
             self._written = {}
-        for packet_id in due:
-            self._written[packet_id] = pending.pop(packet_id)
+        for delivery in due:
+            packet_id = delivery.number & 0xFFFF
+            del pending[packet_id]
+            self._written[packet_id] = delivery
             out.append(write_puback(packet_id))
         while len(self._written) > self._maximum:  # the broker sent more since than it may without the oldest PUBACK
             self._confirm((self._written.pop(next(iter(self._written))),))
@@ -144,14 +151,19 @@ class Inbox:
 
     def probe(self, packet_id: int) -> None:
         """Note that a packet follows which the broker answers: then it has read the PUBACKs before it."""
-        if self._written and not self._probe:
-            self._probe, self._written = (packet_id, self._written), None
+        if self._written:
+            for delivery in self._written.values():
+                if delivery.probe == _NONE:
+                    delivery.probe = packet_id
 
     def answered(self, packet_id: int) -> None:
-        """Forget the PUBACKs that were written before this packet; after a ping there is no redelivery either."""
-        if self._probe and self._probe[0] == packet_id:
-            self._confirm(self._probe[1].values())
-            self._probe = None
+        """Forget the PUBACKs that this packet probed; after a ping there is no redelivery either."""
+        if self._written:
+            read = [delivery for delivery in self._written.values() if delivery.probe == packet_id]
+            for delivery in read:
+                del self._written[delivery.number & 0xFFFF]
+            self._confirm(read)
+            self._written = self._written or None
         if packet_id == PING and self._stale:
             self._confirm(delivery for delivery in self._stale.values() if delivery.acked)
             self._stale = {id: delivery for id, delivery in self._stale.items() if not delivery.acked} or None
@@ -159,10 +171,8 @@ class Inbox:
     @property
     def asks(self) -> bool:
         """Whether an owner waits to hear of a PUBACK, and only a PINGREQ can tell."""
-        if self._probe:
-            return False
         unread = (*(self._written or {}).values(), *(self._stale or {}).values())
-        return any(delivery.confirm for delivery in unread)
+        return any(delivery.confirm and delivery.probe == _NONE for delivery in unread)
 
     def _confirm(self, deliveries: Iterable[_Delivery]) -> None:
         """Tell the owners that the broker has read these PUBACKs."""

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
@@ -24,6 +24,7 @@ from gateway.mqtt import (
     Closed,
     Credentials,
     Down,
+    Event,
     LinkEvent,
     LinkOwner,
     Message,
@@ -328,7 +329,7 @@ class Link:
         self._wanted, self._ended = False, True
         self._owner.link_event(event)
 
-    def _deliver(self, events: Iterable[LinkEvent]) -> None:
+    def _deliver(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, Closed):
                 self._lost(event)
@@ -355,15 +356,16 @@ class Link:
 
     def flush(self, now: float | None = None) -> None:
         """Write what is due, `now` if it is known; the link does so itself after the events of each read."""
-        connection = self._current
-        if connection is not None and connection.writable:
-            if data := self._session.output(monotonic() if now is None else now):
-                connection.write(data)
-        else:
-            self._session.hold()
-        if self._session.has_events:
+        session, connection = self._session, self._current
+        if session.has_output:
+            transport = None if connection is None else connection.ready
+            if transport is None:
+                session.hold()
+            elif data := session.output(monotonic() if now is None else now):
+                transport.write(data)
+        if session.has_events:
             asyncio.get_running_loop().call_soon(self._deliver_later)  # the owner is on the stack
-        elif self._drained is not None and self._session.all_published:
+        elif self._drained is not None and session.all_published:
             self._end_drain()
 
     def _deliver_later(self) -> None:

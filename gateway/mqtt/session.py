@@ -6,6 +6,7 @@ written is never taken for sent. It does not decide when to connect, nor what a 
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import mqtt5
 
@@ -18,11 +19,8 @@ from gateway.mqtt import (
     Message,
     Opened,
     Options,
-    Published,
-    Received,
     Subscribed,
     Subscription,
-    Will,
 )
 from gateway.mqtt.flow import PING, Inbox, Outbox
 from gateway.mqtt.wire import (
@@ -31,8 +29,8 @@ from gateway.mqtt.wire import (
     PINGRESP,
     Code,
     Malformed,
+    Publish,
     packet_end,
-    read_connack,
     read_packet,
     read_puback,
     write_connect,
@@ -40,27 +38,8 @@ from gateway.mqtt.wire import (
     write_subscribe,
 )
 
-__all__ = [
-    "SESSION_TAKEN_OVER",
-    "Closed",
-    "Credentials",
-    "Dropped",
-    "Event",
-    "Malformed",
-    "Message",
-    "MqttSession",
-    "Opened",
-    "Options",
-    "Published",
-    "Received",
-    "Subscribed",
-    "Subscription",
-    "Will",
-    "read_connack",
-]
-
-SESSION_TAKEN_OVER = 0x8E  # DISCONNECT reason: another connection uses the client id (3.14.2.1)
-_FILTERS_PER_SUBSCRIBE = 256  # brokers bound the size of a packet
+SESSION_TAKEN_OVER: Final = 0x8E  # DISCONNECT reason: another connection uses the client id (3.14.2.1)
+_FILTERS_PER_SUBSCRIBE: Final = 256  # brokers bound the size of a packet
 
 
 class MqttSession:
@@ -170,6 +149,11 @@ class MqttSession:
 
     # --- bytes and events
 
+    @property
+    def has_output(self) -> bool:
+        """Whether there is anything for `output()` to do, or for `hold()`."""
+        return bool(self._outbox.waiting or self._out or self._inbox.due or self._inbox.confirming)
+
     def output(self, now: float) -> bytes:
         """Bytes to write now, all packets in one; the caller writes them or closes."""
         if self._connected:
@@ -190,13 +174,13 @@ class MqttSession:
         self._inbox.probe(PING)
 
     def _flow(self, now: float) -> None:
-        if self._inbox.pending:
+        if self._inbox.due:  # before the publishes, the last of which then probes these PUBACKs
             self._inbox.settle(self._out)
         if self._outbox.waiting:
             if last_id := self._outbox.send(self._out, now):
                 self._inbox.probe(last_id)
             self._outbox.trim()
-            if self._inbox.pending:
+            if self._inbox.due:  # what the publishes settle
                 self._inbox.settle(self._out)
 
     def hold(self) -> None:
@@ -266,9 +250,10 @@ class MqttSession:
             start = end
 
     def _handle(self, packet: mqtt5.Packet) -> None:
+        if isinstance(packet, Publish):  # looked up once, where a pattern of a class looks it up each time
+            self._inbox.receive(packet)
+            return
         match packet:
-            case mqtt5.PublishPacket():
-                self._inbox.receive(packet)
             case mqtt5.PubAckPacket():
                 self._on_puback(packet.packet_id, packet.reason_code.value)
             case mqtt5.PingRespPacket():

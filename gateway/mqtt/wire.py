@@ -5,6 +5,7 @@ The functions translate: values into packets, bytes into packets, the codec's ex
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 import mqtt5
 
@@ -17,18 +18,24 @@ from gateway.mqtt import (
 )
 
 Code = mqtt5.DisconnectReasonCode
-LAST_PUBLISH_ID = 0x7FFF  # ids above are for SUBSCRIBE and UNSUBSCRIBE: a pipelined one never collides
-TOPIC_NAME_INVALID = 0x90  # PUBACK reasons (3.4.2.1), given without sending
-PACKET_TOO_LARGE = 0x95
-_QOS_0, _QOS_1 = mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE
-_PUBACK = b"\x40\x02"  # of one without a reason, up to its packet id: all is well (3.4.2.1)
-PINGREQ, PINGRESP = b"\xc0\x00", b"\xd0\x00"  # 3.12, 3.13
-MAX_PACKET_BYTES = 268_435_455 + 5  # the largest Remaining Length and its header (2.1.4)
-_CONNACK = 0x20  # first byte of the only packet that may answer a CONNECT here (3.2.1)
-_MAX_CONNACK_BYTES = 65_536
+LAST_PUBLISH_ID: Final = 0x7FFF  # ids above are for SUBSCRIBE and UNSUBSCRIBE: a pipelined one never collides
+TOPIC_NAME_INVALID: Final = 0x90  # PUBACK reasons (3.4.2.1), given without sending
+PACKET_TOO_LARGE: Final = 0x95
+# Looked up once.
+_QOS_0: Final = mqtt5.QoS.AT_MOST_ONCE
+_QOS_1: Final = mqtt5.QoS.AT_LEAST_ONCE
+_read: Final = mqtt5.read
+Publish: Final = mqtt5.PublishPacket
+_PUBACK: Final = 0x40  # first byte
+_PUBACK_BYTES: Final = 2  # what follows in one without a reason, its packet id: all is well (3.4.2.1)
+PINGREQ: Final = b"\xc0\x00"  # 3.12
+PINGRESP: Final = b"\xd0\x00"  # 3.13
+MAX_PACKET_BYTES: Final = 268_435_455 + 5  # the largest Remaining Length and its header (2.1.4)
+_CONNACK: Final = 0x20  # first byte of the only packet that may answer a CONNECT here (3.2.1)
+_MAX_CONNACK_BYTES: Final = 65_536
 # [MQTT-1.5.4-2] forbids U+0000; 1.5.4 lets a receiver close the connection over controls and non-characters.
 # A QoS 1 publish that the broker answers by closing would be resent for ever, so none is ever written.
-_FORBIDDEN = re.compile(
+_FORBIDDEN: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef" + "".join(chr(p << 16 | 0xFFFE) + chr(p << 16 | 0xFFFF) for p in range(17)) + "]"
 )
 
@@ -64,7 +71,7 @@ def packet_end(data: bytes, start: int) -> int:
 def read_packet(packet: bytes) -> mqtt5.Packet:
     """Read exactly one whole packet; Malformed if it is not one."""
     try:
-        read, size = mqtt5.read(packet)  # type: ignore[arg-type]  # it takes any buffer
+        read, size = _read(packet)  # type: ignore[arg-type]  # it takes any buffer
     except (ValueError, IndexError) as error:  # IndexError: a field claims more than the packet has
         raise Malformed(f"malformed packet: {error}") from error
     except BaseException as error:
@@ -115,24 +122,37 @@ def read_message(packet: mqtt5.PublishPacket) -> Message:
 
 def read_puback(data: bytes, start: int, end: int) -> int:
     """Packet id of a PUBACK without a reason; 0: it is another packet, or none that is allowed."""
-    is_one = end - start == 4 and data.startswith(_PUBACK, start)
-    return data[start + 2] << 8 | data[start + 3] if is_one else 0
+    if end - start == 4 and data[start] == _PUBACK and data[start + 1] == _PUBACK_BYTES:
+        return data[start + 2] << 8 | data[start + 3]
+    return 0
 
 
 def write_puback(packet_id: int) -> bytes:
     """PUBACK of a message that was taken."""
-    return _PUBACK + packet_id.to_bytes(2, "big")
+    return (_PUBACK << 24 | _PUBACK_BYTES << 16 | packet_id).to_bytes(4, "big")
 
 
 def write_publish(message: Message, packet_id: int | None, duplicate: bool) -> bytes | None:
     """PUBLISH at QoS 1 with a `packet_id`, else at QoS 0; None if MQTT cannot carry the message."""
     if not _is_writable(message):
         return None
+    qos, properties = _QOS_1 if packet_id else _QOS_0, list(message.user_properties)
+    is_plain = not duplicate and not message.retain and message.expiry_s is None and message.response_topic is None
     try:
-        return mqtt5.PublishPacket(
+        if is_plain:  # nearly all are, and each argument costs 0.1 µs
+            return Publish(
+                message.topic,
+                message.payload,
+                qos=qos,
+                packet_id=packet_id,
+                content_type=message.content_type,
+                correlation_data=message.correlation,
+                user_properties=properties,
+            ).write()
+        return Publish(
             message.topic,
             message.payload,
-            qos=_QOS_1 if packet_id else _QOS_0,
+            qos=qos,
             retain=message.retain,
             packet_id=packet_id,
             duplicate=duplicate,
@@ -140,23 +160,22 @@ def write_publish(message: Message, packet_id: int | None, duplicate: bool) -> b
             content_type=message.content_type,
             response_topic=message.response_topic,
             correlation_data=message.correlation,
-            user_properties=list(message.user_properties),
+            user_properties=properties,
         ).write()
     except (ValueError, OverflowError):  # a wildcard, a lone surrogate, a field out of range
         return None
 
 
 def _is_writable(message: Message) -> bool:
-    """Whether every string is one that any broker takes, and the payload fits into a packet."""
+    """Whether the payload fits into a packet, and any broker takes the topics and what the user properties say.
+
+    Content types and the names of user properties are words of the gateway's own, and not looked at.
+    """
     if len(message.payload) > MAX_PACKET_BYTES >> 1:  # the codec panics over the limit of a packet
         return False
-    text = message.topic
-    if message.content_type is not None:
-        text += message.content_type
-    if message.response_topic is not None:
-        text += message.response_topic
-    for name, value in message.user_properties:
-        text += name + value
+    text = message.topic if message.response_topic is None else message.topic + message.response_topic
+    for _, value in message.user_properties:
+        text += value
     return text.isprintable() or not _FORBIDDEN.search(text)
 
 

@@ -48,7 +48,9 @@ def deliveries(events: list[Event]) -> list[int]:
 
 
 def sent(session: MqttSession, now: float = 0.0) -> list[Any]:
-    return packets(session.output(now))
+    asked, written = session.has_output, session.output(now)
+    assert asked or not written
+    return packets(written)
 
 
 def ids(found: list[Any]) -> list[int]:

@@ -173,6 +173,15 @@ def test_a_puback_that_was_never_written_makes_the_redelivery_settle_at_once() -
     assert ids(sent(session)) == [1]
 
 
+def test_a_redelivery_that_is_not_done_does_not_hold_back_the_puback_of_one_before_it() -> None:
+    session = connected()
+    one, _ = deliveries(session.receive(publish(1) + publish(2)))
+    session.puback(one)
+    opened(session, session_present=True)
+    session.receive(publish(1, duplicate=True) + publish(2, duplicate=True))
+    assert ids(sent(session)) == [1]
+
+
 def acked_and_cut(*topics: str, **options: Any) -> MqttSession:
     """A session whose PUBACKs were written on a connection that is gone: packet ids 1, 2 … for the topics."""
     session = connected(**options)
