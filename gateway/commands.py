@@ -13,7 +13,7 @@ import msgspec
 
 from gateway.catalog import Args, Catalog, Event, ended_at
 from gateway.facts import Answer, Command, Replied
-from gateway.mqtt import Message
+from gateway.mqtt.values import Message
 from gateway.topics import BINARY_TYPE, MAX_NAME_BYTES, CommandTopic, ReplyTopic, RoomTopic, Topics, is_id
 from gateway.value import Value
 

@@ -20,7 +20,8 @@ from gateway import facts as f
 from gateway.alarms import TIMER_GRAIN_S
 from gateway.bodies import Life, Presence
 from gateway.engine.effects import CloseReason
-from gateway.mqtt import (
+from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
+from gateway.mqtt.values import (
     Closed,
     Credentials,
     Message,
@@ -33,7 +34,6 @@ from gateway.mqtt import (
     Subscription,
     Will,
 )
-from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
 from gateway.session import DeviceSession
 from gateway.sockets import Socket
 from gateway.surroundings import OWNER_SPEAKS_MAX_S, OWNER_SPEAKS_MIN_S, Surroundings, client_id, now_rfc3339

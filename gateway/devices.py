@@ -7,12 +7,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Final
 
-from gateway.auth import Authenticator, DeviceKey, Verdict
+from gateway.auth.base import Authenticator, DeviceKey, Verdict
 from gateway.auth.broker import BrokerAuthenticator
 from gateway.bodies import Presence
 from gateway.device import Device
 from gateway.engine.effects import CloseReason
-from gateway.mqtt import Credentials
+from gateway.mqtt.values import Credentials
 from gateway.surroundings import Surroundings
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from gateway.admission import Refusal
 from gateway.engine.effects import CloseReason, Transport
 from gateway.instruments import Count, Histogram, Instruments
 from gateway.logs import LEVELS
-from gateway.mqtt import Down, Dropped, LinkEvent, Opened, Published, Refused, Unavailable
+from gateway.mqtt.values import Down, Dropped, LinkEvent, Opened, Published, Refused, Unavailable
 from gateway.session_metrics import MICRO_S, PRESENCES, WAIT_S
 
 GENERATIONS: Final = ("3", "4")

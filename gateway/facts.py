@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from gateway.bodies import Client, Outcome
 from gateway.catalog import Args, Event
-from gateway.mqtt import Message
+from gateway.mqtt.values import Message
 from gateway.value import Value
 
 

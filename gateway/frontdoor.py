@@ -11,7 +11,7 @@ from typing import Final
 
 from gateway import facts as f
 from gateway.admission import Admission, Refusal
-from gateway.auth import NOT_VALID, DeviceKey, Malformed, Verdict, parse_signature
+from gateway.auth.base import NOT_VALID, DeviceKey, Malformed, Verdict, parse_signature
 from gateway.catalog import Args
 from gateway.device import Device
 from gateway.devices import Devices

@@ -16,7 +16,8 @@ from gateway.bodies import Life, NodeStatus, Presence
 from gateway.catalog import Catalog
 from gateway.commands import read_room_event
 from gateway.metrics import Metrics
-from gateway.mqtt import (
+from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
+from gateway.mqtt.values import (
     Closed,
     Credentials,
     Message,
@@ -28,7 +29,6 @@ from gateway.mqtt import (
     Subscription,
     Will,
 )
-from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
 from gateway.relay import tag_of
 from gateway.rooms import Rooms
 from gateway.sockets import Socket, SocketServer

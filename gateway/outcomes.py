@@ -6,7 +6,7 @@ import msgspec
 
 from gateway import facts as f
 from gateway.bodies import Outcome
-from gateway.mqtt import Message
+from gateway.mqtt.values import Message
 from gateway.topics import JSON_TYPE
 from gateway.value import Value
 

@@ -13,7 +13,7 @@ from gateway.bodies import Client, Life, Presence
 from gateway.catalog import Args, Catalog
 from gateway.delivery import Deliveries
 from gateway.limits import Limits, Shared
-from gateway.mqtt import Message
+from gateway.mqtt.values import Message
 from gateway.topics import BINARY_TYPE, JSON_TYPE, BadName, Topics
 
 

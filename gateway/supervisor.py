@@ -31,7 +31,7 @@ from gateway.edge_metrics import SupervisorMetrics
 from gateway.instruments import Instruments
 from gateway.listener import Listener
 from gateway.logs import LogHandler
-from gateway.mqtt import Backoff
+from gateway.mqtt.values import Backoff
 from gateway.pulse import Pulse
 from gateway.settings import ConfigError
 from gateway.systemd import ServiceManager

@@ -20,6 +20,7 @@ CORES = {
     "gateway.addresses",
     "gateway.admission",
     "gateway.auth",
+    "gateway.auth.base",
     "gateway.auth.cache",
     "gateway.crowd",
     "gateway.exposition",
@@ -56,6 +57,7 @@ CORES = {
     "gateway.mqtt.flow",
     "gateway.mqtt.wire",
     "gateway.mqtt.session",
+    "gateway.mqtt.values",
 }
 SETTINGS = "gateway.config"  # frozen data to everyone; knows the name of its host
 TOPS = {"gateway.app", "gateway.demo", "gateway.supervisor", "gateway.__main__"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.catalog import EVENTS, Catalog, Event
 from gateway.commands import MAX_ACK_TIMEOUT_MS, CommandReader, Policy, RoomEvent, read_args, read_room_event
 from gateway.facts import Answer, Command, Replied
-from gateway.mqtt import Message
+from gateway.mqtt.values import Message
 from gateway.schemas import Schema
 from gateway.session import encode_args
 from gateway.topics import BINARY_TYPE, JSON_TYPE, Topics, is_id

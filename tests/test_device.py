@@ -17,8 +17,8 @@ from gateway.engine.options import EngineOptions
 from gateway.engine.session import Session
 from gateway.limits import Budget, Limits, Pace, Shared
 from gateway.metrics import Metrics
-from gateway.mqtt import Backoff, Credentials, Message
 from gateway.mqtt.link import link_alarms
+from gateway.mqtt.values import Backoff, Credentials, Message
 from gateway.proxies import Proxies
 from gateway.sockets import Socket, SocketServer
 from gateway.surroundings import LinkSettings, Surroundings

@@ -4,7 +4,7 @@ import pytest
 
 from gateway.engine.effects import CloseReason
 from gateway.metrics import Metrics
-from gateway.mqtt import (
+from gateway.mqtt.values import (
     Closed,
     Down,
     Dropped,

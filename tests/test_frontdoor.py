@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from gateway.admission import Admission
-from gateway.auth import DeviceKey, Verdict
+from gateway.auth.base import DeviceKey, Verdict
 from gateway.catalog import Args, Catalog
 from gateway.devices import Devices
 from gateway.frontdoor import FrontDoor

@@ -6,8 +6,8 @@ from gateway import facts as f
 from gateway.bodies import Life
 from gateway.catalog import Catalog
 from gateway.limits import Budget, Limits, Pace, Shared
-from gateway.mqtt import Message, Options
 from gateway.mqtt.session import MqttSession
+from gateway.mqtt.values import Message, Options
 from gateway.session import DeviceSession
 from gateway.topics import Topics
 

@@ -18,8 +18,18 @@ from gateway.bodies import Client, Life, Outcome, Presence
 from gateway.catalog import Catalog
 from gateway.commands import CommandReader, Policy
 from gateway.limits import Limits, Shared
-from gateway.mqtt import Credentials, Event, Opened, Options, Published, Received, Settled, Subscribed, Subscription
 from gateway.mqtt.session import MqttSession
+from gateway.mqtt.values import (
+    Credentials,
+    Event,
+    Opened,
+    Options,
+    Published,
+    Received,
+    Settled,
+    Subscribed,
+    Subscription,
+)
 from gateway.mqtt.wire import read_connack
 from gateway.session import DeviceSession
 from gateway.topics import Topics

@@ -10,7 +10,7 @@ from gateway.catalog import Catalog, Event
 from gateway.instruments import Histogram
 from gateway.limits import Limits, Shared
 from gateway.metrics import Metrics
-from gateway.mqtt import Message
+from gateway.mqtt.values import Message
 from gateway.session import DeviceSession
 from gateway.session_metrics import COMMAND_S, WAIT_S
 from gateway.topics import Topics

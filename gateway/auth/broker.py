@@ -2,8 +2,8 @@
 
 from typing import Final, Protocol
 
-from gateway import mqtt
-from gateway.auth import DeviceKey, Verdict
+from gateway.auth.base import DeviceKey, Verdict
+from gateway.mqtt import values as mqtt
 
 WRONG_KEY: Final = frozenset({0x86, 0x87})  # CONNACK: bad user name or password, not authorized (3.2.2.2)
 

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from gateway.auth import Verdict
+from gateway.auth.base import Verdict
 
 
 class Verdicts:

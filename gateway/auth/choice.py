@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from gateway import keyfile
-from gateway.auth import Authenticator, OpenAuthenticator
+from gateway.auth.base import Authenticator, OpenAuthenticator
 from gateway.auth.cache import Verdicts
 from gateway.auth.file import FileAuthenticator, revoked
 from gateway.auth.http import HttpAuthenticator, Service

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 
-from gateway.auth import DeviceKey, Verdict
+from gateway.auth.base import DeviceKey, Verdict
 from gateway.watched import Watched
 
 

@@ -14,7 +14,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from gateway.auth import DeviceKey, Verdict
+from gateway.auth.base import DeviceKey, Verdict
 from gateway.auth.cache import Verdicts
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 import mqtt5
 
 from gateway.addresses import BrokerUrl
-from gateway.mqtt import Opened, Refused, Unavailable, Verdict
+from gateway.mqtt.values import Opened, Refused, Unavailable, Verdict
 from gateway.mqtt.wire import Malformed, read_connack
 
 DETACHED = Unavailable("closed")

@@ -6,7 +6,7 @@ from typing import Final
 import mqtt5
 
 from gateway.limits import Budget
-from gateway.mqtt import Dropped, Event, Message, Options, Published, Received, Settled
+from gateway.mqtt.values import Dropped, Event, Message, Options, Published, Received, Settled
 from gateway.mqtt.wire import (
     LAST_PUBLISH_ID,
     MAX_PACKET_BYTES,

@@ -19,7 +19,9 @@ import mqtt5
 from gateway.addresses import BrokerUrl
 from gateway.alarms import Alarms
 from gateway.limits import Budget
-from gateway.mqtt import (
+from gateway.mqtt.connection import DETACHED, Connection, connect_transport
+from gateway.mqtt.session import SESSION_TAKEN_OVER, MqttSession
+from gateway.mqtt.values import (
     Backoff,
     Closed,
     Credentials,
@@ -35,8 +37,6 @@ from gateway.mqtt import (
     Unavailable,
     Verdict,
 )
-from gateway.mqtt.connection import DETACHED, Connection, connect_transport
-from gateway.mqtt.session import SESSION_TAKEN_OVER, MqttSession
 
 log = logging.getLogger(__name__)
 

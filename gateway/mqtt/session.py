@@ -11,7 +11,8 @@ from typing import Final
 import mqtt5
 
 from gateway.limits import Budget
-from gateway.mqtt import (
+from gateway.mqtt.flow import PING, Inbox, Outbox
+from gateway.mqtt.values import (
     Closed,
     Credentials,
     Dropped,
@@ -22,7 +23,6 @@ from gateway.mqtt import (
     Subscribed,
     Subscription,
 )
-from gateway.mqtt.flow import PING, Inbox, Outbox
 from gateway.mqtt.wire import (
     LAST_PUBLISH_ID,
     PINGREQ,

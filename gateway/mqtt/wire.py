@@ -9,7 +9,7 @@ from typing import Final
 
 import mqtt5
 
-from gateway.mqtt import (
+from gateway.mqtt.values import (
     Credentials,
     Message,
     Options,

@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from gateway import keyfile
-from gateway.auth import Authenticator, DeviceKey, OpenAuthenticator, Verdict
+from gateway.auth.base import Authenticator, DeviceKey, OpenAuthenticator, Verdict
 from gateway.auth.broker import BrokerAuthenticator
 from gateway.auth.cache import Verdicts
 from gateway.auth.file import FileAuthenticator, hash_key

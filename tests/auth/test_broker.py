@@ -2,9 +2,9 @@
 
 import pytest
 
-from gateway import mqtt
-from gateway.auth import DeviceKey, Verdict
+from gateway.auth.base import DeviceKey, Verdict
 from gateway.auth.broker import BrokerAuthenticator
+from gateway.mqtt import values as mqtt
 
 NO_ANSWER = (0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x88, 0x89, 0x8A, 0x8C, 0x90, 0x95, 0x97, 0x99, 0x9B, 0x9C, 0x9F)
 

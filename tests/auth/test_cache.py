@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.auth import Verdict
+from gateway.auth.base import Verdict
 from gateway.auth.cache import Verdicts
 
 KINDS = (Verdict.ACCEPTED, Verdict.DENIED)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gateway import keyfile
-from gateway.auth import DeviceKey, OpenAuthenticator, Verdict
+from gateway.auth.base import DeviceKey, OpenAuthenticator, Verdict
 from gateway.auth.choice import authenticator
 from gateway.auth.file import FileAuthenticator, hash_key
 from gateway.auth.http import HttpAuthenticator

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.auth import DeviceKey, Verdict
+from gateway.auth.base import DeviceKey, Verdict
 from gateway.auth.broker import BrokerAuthenticator
 from tests.auth.registries import KeyFile, OpenRegistry, Plate, Registry, key_service, mosquitto
 

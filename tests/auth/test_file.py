@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway import keyfile
-from gateway.auth import DeviceKey, Verdict
+from gateway.auth.base import DeviceKey, Verdict
 from gateway.auth.file import FileAuthenticator, hash_key, revoked
 from gateway.watched import Watched
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from gateway.auth import DeviceKey, Verdict
+from gateway.auth.base import DeviceKey, Verdict
 from gateway.auth.http import HttpAuthenticator, Service
 from tests.auth.registries import KeyService, http_authenticator, key_service
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.auth import MAX_SIGNATURE_CHARS, DeviceKey, Malformed, parse_signature
+from gateway.auth.base import MAX_SIGNATURE_CHARS, DeviceKey, Malformed, parse_signature
 
 
 def signed(text: str | bytes) -> dict[str, object]:

@@ -43,7 +43,7 @@ from gateway.catalog import EVENTS, Catalog
 from gateway.instruments import Histogram
 from gateway.limits import Limits, Shared
 from gateway.metrics import Metrics
-from gateway.mqtt import Published
+from gateway.mqtt.values import Published
 from gateway.session import DeviceSession
 from gateway.surroundings import Surroundings
 from gateway.topics import Topics

@@ -9,11 +9,11 @@ import aiohttp
 import pytest
 
 from gateway import devices
-from gateway.auth import OpenAuthenticator
+from gateway.auth.base import OpenAuthenticator
 from gateway.bodies import Presence
 from gateway.brokers import LocalBroker
 from gateway.limits import Pace
-from gateway.mqtt import Credentials
+from gateway.mqtt.values import Credentials
 from tests.clients.install import HERE, installed, program
 from tests.e2e.cutter import Cutter
 from tests.e2e.test_auth import registry

@@ -8,12 +8,12 @@ import pytest
 
 from gateway import keyfile
 from gateway.addresses import BrokerUrl
-from gateway.auth import DeviceKey
+from gateway.auth.base import DeviceKey
 from gateway.auth.file import hash_key
 from gateway.auth.http import Service
 from gateway.brokers import LocalBroker
 from gateway.config import load
-from gateway.mqtt import Credentials
+from gateway.mqtt.values import Credentials
 from gateway.tokens import mint
 from tests.e2e.hostile import RawSocket
 from tests.e2e.world import Node, gateway, service

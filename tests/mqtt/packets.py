@@ -4,14 +4,14 @@ from typing import Any
 
 import mqtt5
 
-from gateway.mqtt import (
+from gateway.mqtt.session import MqttSession
+from gateway.mqtt.values import (
     Credentials,
     Event,
     Opened,
     Options,
     Received,
 )
-from gateway.mqtt.session import MqttSession
 
 ACK = mqtt5.ConnAckPacket
 QOS = (mqtt5.QoS.AT_MOST_ONCE, mqtt5.QoS.AT_LEAST_ONCE, mqtt5.QoS.EXACTLY_ONCE)

@@ -11,7 +11,8 @@ import aiomqtt
 import mqtt5
 
 from gateway.addresses import BrokerUrl
-from gateway.mqtt import (
+from gateway.mqtt.link import Link, link_alarms
+from gateway.mqtt.values import (
     Backoff,
     Credentials,
     LinkEvent,
@@ -20,7 +21,6 @@ from gateway.mqtt import (
     Subscribed,
     Subscription,
 )
-from gateway.mqtt.link import Link, link_alarms
 
 from .conftest import Broker, FakeBroker
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import mqtt5
 import pytest
 
-from gateway.mqtt import (
+from gateway.mqtt.link import Link
+from gateway.mqtt.values import (
     Credentials,
     Down,
     LinkEvent,
@@ -20,7 +21,6 @@ from gateway.mqtt import (
     Unavailable,
     Will,
 )
-from gateway.mqtt.link import Link
 
 from .conftest import Broker, Fake
 from .peers import Owner, accept, cut, make_link, next_of, read_publishes, service

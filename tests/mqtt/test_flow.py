@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.mqtt import (
+from gateway.mqtt.session import MqttSession
+from gateway.mqtt.values import (
     Dropped,
     Message,
     Opened,
@@ -15,7 +16,6 @@ from gateway.mqtt import (
     Published,
     Received,
 )
-from gateway.mqtt.session import MqttSession
 
 from .packets import connected, deliveries, ids, opened, publish, sent
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from gateway.mqtt import (
+from gateway.mqtt.values import (
     Backoff,
     Closed,
     Credentials,

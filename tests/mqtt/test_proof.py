@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import mqtt5
 
-from gateway.mqtt import (
+from gateway.mqtt.values import (
     Closed,
     Credentials,
     Down,

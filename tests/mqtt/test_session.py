@@ -5,7 +5,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.mqtt import (
+from gateway.mqtt.session import SESSION_TAKEN_OVER, MqttSession
+from gateway.mqtt.values import (
     Closed,
     Credentials,
     Event,
@@ -17,7 +18,6 @@ from gateway.mqtt import (
     Subscription,
     Will,
 )
-from gateway.mqtt.session import SESSION_TAKEN_OVER, MqttSession
 from gateway.mqtt.wire import Malformed, read_connack
 
 from .packets import ACK, connected, deliveries, ids, opened, packets, publish, sent

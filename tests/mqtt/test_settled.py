@@ -3,8 +3,8 @@
 import mqtt5
 import pytest
 
-from gateway.mqtt import Event, Message, Opened, Settled
 from gateway.mqtt.session import MqttSession
+from gateway.mqtt.values import Event, Message, Opened, Settled
 
 from .packets import connected, deliveries, opened, publish, sent
 
