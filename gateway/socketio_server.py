@@ -181,8 +181,11 @@ def refuse(connection: Connection, problem: str, namespace: str = NAMESPACE) -> 
 
 def plain(text: str) -> int:
     """Where the list begins of an event or an ack of `/` without attachments; 0: it is another packet."""
-    at = text.find("[", 1, _MAX_DIGITS + 2) if text.startswith(("2", "3")) else -1
-    return at if at == 1 or (at > 1 and text[1:at].isdigit() and text[1:at].isascii()) else 0
+    at = text.find("[", 1, _MAX_DIGITS + 2) if text[:1] in ("2", "3") else -1
+    if at <= 1:
+        return max(at, 0)
+    id = text[1:at]
+    return at if id.isdigit() and id.isascii() else 0
 
 
 def encode_event(name: str, args: Args, id: int | None = None) -> str | list[str | bytes]:
