@@ -22,6 +22,7 @@ from gateway.bodies import Life, Presence
 from gateway.engine.effects import CloseReason
 from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
 from gateway.mqtt.values import (
+    FAILURE,
     Closed,
     Credentials,
     Message,
@@ -45,7 +46,6 @@ FLOOD_EVENTS: Final = 100  # events that wait for the broker before the device i
 CATCH_UP_S: Final = 10.0
 CLAIM_LOOK_S: Final = 10.0  # until a device that would leave, but is being admitted, is looked at again
 CATCH_UP_LOOK_S: Final = 0.01
-FAILED: Final = 0x80  # MQTT 5 reason codes from here on are failures (2.4)
 
 
 class Device:
@@ -145,7 +145,7 @@ class Device:
         self._around.metrics.links.published(event, read_at)
         if event.token is None:
             return
-        if event.code >= FAILED:
+        if event.code >= FAILURE:
             log.warning("publish refused by the broker", extra={"serial": self.serial, "code": event.code})
         self.handle(f.Published(event.token, event.code, sent), read_at, flush=False)
 

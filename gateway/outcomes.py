@@ -6,12 +6,11 @@ import msgspec
 
 from gateway import facts as f
 from gateway.bodies import Outcome
-from gateway.mqtt.values import Message
+from gateway.mqtt.values import FAILURE, Message
 from gateway.topics import JSON_TYPE
 from gateway.value import Value
 
 REMEMBERED: Final = 64  # outcomes and late emissions per device: what a broker may redeliver, a device ack late
-REFUSED: Final = 0x80  # reason codes of a PUBACK from here on are failures (MQTT 5, 2.4)
 
 
 class _Final(Value):
@@ -89,7 +88,7 @@ class Outcomes:
         final = self._publishing.pop(fact.token, None)
         if final is None:
             return None
-        if fact.code < REFUSED:
+        if fact.code < FAILURE:
             return final.delivery
         if final.last_try:
             self._effects.append(f.Abandon())

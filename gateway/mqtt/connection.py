@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 import mqtt5
 
 from gateway.addresses import BrokerUrl
-from gateway.mqtt.values import Opened, Refused, Unavailable, Verdict
+from gateway.mqtt.values import FAILURE, Opened, Refused, Unavailable, Verdict
 from gateway.mqtt.wire import Malformed, read_connack
 
 DETACHED = Unavailable("closed")
@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
     def _prove(self, link: ConnectionOwner, connack: mqtt5.ConnAckPacket, size: int) -> None:
         """Be refused or promoted, as the CONNACK says."""
         code, rest, self._answer = connack.reason_code, self._answer[size:], b""
-        if code.value >= 0x80:
+        if code.value >= FAILURE:
             self.detach(Refused(code.value, connack.reason_str or code.name))
             return
         self._decide(Opened(connack.session_present))

@@ -13,6 +13,7 @@ import mqtt5
 from gateway.limits import Budget
 from gateway.mqtt.flow import PING, Inbox, Outbox
 from gateway.mqtt.values import (
+    FAILURE,
     Closed,
     Credentials,
     Dropped,
@@ -375,7 +376,7 @@ class MqttSession:
             raise Malformed("not one reason code per topic filter", Code.PROTOCOL_ERROR)
         if isinstance(packet, mqtt5.SubAckPacket):
             codes = zip(filters, packet.reason_codes, strict=True)
-            self._events.append(Subscribed(filters, tuple(name for name, code in codes if code.value >= 0x80)))
+            self._events.append(Subscribed(filters, tuple(name for name, code in codes if code.value >= FAILURE)))
         elif self._unwanted:
             unwanted = {name: sent for name, sent in self._unwanted.items() if sent != packet.packet_id}
             self._unwanted = unwanted or None

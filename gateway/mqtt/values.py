@@ -5,6 +5,8 @@ from typing import Final, Protocol, TypeAlias
 
 from gateway.value import Value
 
+FAILURE: Final = 0x80  # reason codes from here on are failures (2.4)
+
 
 class Message(Value):
     """An application message, either way. `qos` is 0 or 1; `expiry_s` counts from its publication."""
