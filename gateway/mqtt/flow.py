@@ -65,8 +65,7 @@ class Inbox:
         """Keep what the broker may have no PUBACK for; it never has more than the maximum of them."""
         if self._written or self.pending:
             stale = (self._stale or {}) | (self._written or {}) | (self.pending or {})
-            while len(stale) > self._maximum:
-                self._confirm((stale.pop(next(iter(stale))),))
+            self._bound(stale)
             for delivery in stale.values():
                 delivery.probe = _NONE
             self._stale = stale
@@ -145,9 +144,18 @@ class Inbox:
             del pending[packet_id]
             self._written[packet_id] = delivery
             out.append(write_puback(packet_id))
-        while len(self._written) > self._maximum:  # the broker sent more since than it may without the oldest PUBACK
-            self._confirm((self._written.pop(next(iter(self._written))),))
+        self._bound(self._written)
         self.pending = pending or None
+
+    def _bound(self, deliveries: dict[int, _Delivery]) -> None:
+        """Forget the oldest over the maximum: the broker had their PUBACKs, or it could not have sent the others.
+
+        That is not good enough for an owner who waits to hear of it: mosquitto may send more (see `_check`).
+        """
+        over = len(deliveries) - self._maximum
+        if over > 0:
+            for packet_id in [id for id, delivery in deliveries.items() if not delivery.confirm][:over]:
+                del deliveries[packet_id]
 
     def probe(self, packet_id: int) -> None:
         """Note that a packet follows which the broker answers: then it has read the PUBACKs before it."""

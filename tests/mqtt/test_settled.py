@@ -132,3 +132,15 @@ def test_a_silent_broker_is_noticed_by_such_a_ping_too() -> None:
     session, _ = confirming(1)
     session.output(100.0)
     assert session.deadline == 130.0
+
+
+def test_a_broker_that_sends_more_than_the_maximum_proves_nothing_by_it() -> None:
+    session = connected(receive_maximum=2)
+    one, two, three = deliveries(session.receive(publish(1) + publish(2) + publish(3)))
+    session.puback(one, confirm=True)
+    assert kinds(session) == ["PubAckPacket", "PingReqPacket"]
+    session.puback(two)
+    session.puback(three)
+    assert kinds(session) == ["PubAckPacket", "PubAckPacket"]
+    assert session.take_events() == []
+    assert session.receive(PINGRESP) == [Settled(one)]
