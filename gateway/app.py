@@ -32,8 +32,8 @@ from gateway.limits import Budget, Limits, Pace, Shared
 from gateway.listener import Listener
 from gateway.logs import LogHandler
 from gateway.metrics import Metrics
-from gateway.mqtt.link import Backoff, link_alarms
-from gateway.mqtt.values import Credentials
+from gateway.mqtt.link import link_alarms
+from gateway.mqtt.values import Backoff, Credentials
 from gateway.node import Node
 from gateway.observers import observers_of, tracer_of
 from gateway.proxies import Proxies

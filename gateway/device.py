@@ -20,19 +20,23 @@ from gateway import facts as f
 from gateway.alarms import TIMER_GRAIN_S
 from gateway.bodies import Life, Presence
 from gateway.engine.effects import CloseReason
-from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
+from gateway.mqtt.link import Link
 from gateway.mqtt.values import (
     FAILURE,
     Closed,
     Credentials,
+    Down,
+    LinkEvent,
     Message,
     Opened,
     Options,
     Published,
     Received,
+    Refused,
     Settled,
     Subscribed,
     Subscription,
+    Unavailable,
     Will,
 )
 from gateway.session import DeviceSession

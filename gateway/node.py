@@ -16,17 +16,21 @@ from gateway.bodies import Life, NodeStatus, Presence
 from gateway.catalog import Catalog
 from gateway.commands import read_room_event
 from gateway.metrics import Metrics
-from gateway.mqtt.link import Down, Link, LinkEvent, Refused, Unavailable
+from gateway.mqtt.link import Link
 from gateway.mqtt.values import (
     Closed,
     Credentials,
+    Down,
+    LinkEvent,
     Message,
     Opened,
     Options,
     Published,
     Received,
+    Refused,
     Subscribed,
     Subscription,
+    Unavailable,
     Will,
 )
 from gateway.relay import tag_of

@@ -41,7 +41,8 @@ MAX_ATTACHMENTS: Final = 10
 # Of python-socketio and msgspec, reading.
 BAD_PACKET: Final = (ValueError, TypeError, LookupError, AttributeError, RecursionError, DecodeError)
 _CONNECT: Final = "0"  # to `/`, without a word
-_EVENT: Final = "2"  # EVENT, as it is written
+_EVENT: Final = "2"  # EVENT and ACK, as they are written
+_ACK: Final = "3"
 _MAX_DIGITS: Final = 15  # of an id
 _NAMES: Final = 1024  # of events that are remembered
 
@@ -122,7 +123,7 @@ class Server:
                 return CONNECT, None, None, None
             list_at = plain(data)
         if isinstance(data, str) and list_at:
-            kind = EVENT if data[0] == "2" else ACK
+            kind = EVENT if data[0] == _EVENT else ACK
             namespace, id = None, int(data[1:list_at]) if list_at > 1 else None
             args = msgspec.json.decode(data[list_at:])
         else:
@@ -181,7 +182,7 @@ def refuse(connection: Connection, problem: str, namespace: str = NAMESPACE) -> 
 
 def plain(text: str) -> int:
     """Where the list begins of an event or an ack of `/` without attachments; 0: it is another packet."""
-    at = text.find("[", 1, _MAX_DIGITS + 2) if text[:1] in ("2", "3") else -1
+    at = text.find("[", 1, _MAX_DIGITS + 2) if text[:1] in (_EVENT, _ACK) else -1
     if at <= 1:
         return max(at, 0)
     id = text[1:at]

@@ -13,8 +13,8 @@ from gateway.catalog import Catalog
 from gateway.commands import CommandReader
 from gateway.limits import Budget, Limits, Pace, Shared
 from gateway.metrics import Metrics
-from gateway.mqtt.link import Backoff, Link
-from gateway.mqtt.values import Message
+from gateway.mqtt.link import Link
+from gateway.mqtt.values import Backoff, Message
 from gateway.sockets import SocketServer
 from gateway.topics import Topics
 

@@ -35,6 +35,17 @@ class _Delivery:
         self.confirm = False  # its owner waits to hear that the broker has read the PUBACK
         self.probe = _NONE  # the packet that was written after its PUBACK, and that the broker answers
 
+    @property
+    def packet_id(self) -> int:
+        """Its packet id, as long as it is under way."""
+        return self.number & 0xFFFF
+
+
+def _find(deliveries: dict[int, _Delivery] | None, number: int) -> _Delivery | None:
+    """The delivery of this number, not another that has its packet id by now."""
+    known = deliveries.get(number & 0xFFFF) if deliveries else None
+    return known if known is not None and known.number == number else None
+
 
 class Inbox:
     """Received messages and their PUBACKs. A delivery number is unique and ends in its packet id.
@@ -108,13 +119,12 @@ class Inbox:
 
     def puback(self, delivery: int, *, confirm: bool = False) -> None:
         """Mark a delivery as done; a void one is ignored, but confirmed at once."""
-        packet_id = delivery & 0xFFFF
-        known = self.pending.get(packet_id) if self.pending else None
-        if known is not None and known.number == delivery:
+        known = _find(self.pending, delivery)
+        if known is not None:
             self.due = True
         else:
-            known = self._stale.get(packet_id) if self._stale else None
-        if known is not None and known.number == delivery:
+            known = _find(self._stale, delivery)
+        if known is not None:
             known.acked = True
             if confirm and not known.confirm:
                 known.confirm = True
@@ -124,7 +134,8 @@ class Inbox:
 
     def unsettle(self, delivery: int) -> None:
         """Owe the PUBACK of a delivery again: what it follows has to be written again, on another connection."""
-        if self._stale and (known := self._stale.get(delivery & 0xFFFF)) and known.number == delivery:
+        known = _find(self._stale, delivery)
+        if known is not None:
             known.acked = False
 
     def settle(self, out: list[bytes]) -> None:
@@ -140,7 +151,7 @@ class Inbox:
         if self._written is None:
             self._written = {}
         for delivery in due:
-            packet_id = delivery.number & 0xFFFF
+            packet_id = delivery.packet_id
             del pending[packet_id]
             self._written[packet_id] = delivery
             out.append(write_puback(packet_id))
@@ -169,7 +180,7 @@ class Inbox:
         if self._written:
             read = [delivery for delivery in self._written.values() if delivery.probe == packet_id]
             for delivery in read:
-                del self._written[delivery.number & 0xFFFF]
+                del self._written[delivery.packet_id]
             self._confirm(read)
             self._written = self._written or None
         if packet_id == PING and self._stale:

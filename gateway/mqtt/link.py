@@ -27,20 +27,16 @@ from gateway.mqtt.values import (
     Credentials,
     Down,
     Event,
-    LinkEvent,
     LinkOwner,
     Message,
     Opened,
     Options,
-    Refused,
     Subscription,
     Unavailable,
     Verdict,
 )
 
 log = logging.getLogger(__name__)
-
-__all__ = ["Backoff", "Down", "Link", "LinkEvent", "LinkOwner", "Refused", "Unavailable"]
 
 TOGETHER_S: Final = 0.25  # links that are due within it wake at one time, and wake the broker once
 

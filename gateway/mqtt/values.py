@@ -248,7 +248,7 @@ class LinkOwner(Protocol):
     """Who a link works for."""
 
     def link_event(self, event: LinkEvent) -> None:
-        """Take an event, in order and never from within a call to the link but `abort()`.
+        """Take an event, in order and never from within a call to the link.
 
         `Closed` says that the link has stopped; after `Down`, `Refused` and `Unavailable` it goes on trying.
         """
